@@ -1,0 +1,39 @@
+// The residual connection: addition, and the parameter-free shortcut for blocks that change the shape.
+//
+//   add:       c[i] = a[i] + b[i]; both gradients are dc. Gradients of a tensor that is used twice are added by it too.
+//   shortcut:  y[n, o, oy, ox] = x[n, o - before, oy * stride, ox * stride]   where that channel exists, else 0
+//              the transpose: dx[n, c, iy, ix] = dy[n, c + before, iy / stride, ix / stride] where stride divides both
+//
+// x is N x C x H x W, y is N x O x ceil(H / stride) x ceil(W / stride), and before = (O - C) / 2 of the O - C channels
+// of zeros stand in front.
+// Launch: add has one element a thread; the shortcut has one plane of the output a block in x and one element a thread.
+// Bytes: 3 (add) or 2 (shortcut) elements moved for each one. Limit: memory.
+// Source: K. He et al., "Deep Residual Learning for Image Recognition", 2015, section 3.3, option (A).
+#include "common.cuh"
+
+extern "C" __global__ void add_forward(const scalar_t* __restrict__ a, const scalar_t* __restrict__ b,
+                                       scalar_t* __restrict__ c, long long n) {
+    const long long i = (long long)blockIdx.x * blockDim.x + threadIdx.x;
+    if (i < n) c[i] = a[i] + b[i];
+}
+
+extern "C" __global__ void shortcut_forward(const scalar_t* __restrict__ x, scalar_t* __restrict__ y, int C, int H,
+                                            int W, int O, int OH, int OW, int stride) {
+    const long long plane = blockIdx.x;  // (n, o)
+    const int oy = blockIdx.y * blockDim.y + threadIdx.y, ox = blockIdx.z * blockDim.x + threadIdx.x;
+    if (oy >= OH || ox >= OW) return;
+    const int c = plane % O - (O - C) / 2;
+    const long long n = plane / O;
+    y[(plane * OH + oy) * OW + ox] =
+        c >= 0 && c < C ? x[((n * C + c) * H + oy * stride) * W + ox * stride] : scalar_t(0);
+}
+
+extern "C" __global__ void shortcut_backward(const scalar_t* __restrict__ dy, scalar_t* __restrict__ dx, int C, int H,
+                                             int W, int O, int OH, int OW, int stride) {
+    const long long plane = blockIdx.x;  // (n, c)
+    const int iy = blockIdx.y * blockDim.y + threadIdx.y, ix = blockIdx.z * blockDim.x + threadIdx.x;
+    if (iy >= H || ix >= W) return;
+    const long long o = plane % C + (O - C) / 2, n = plane / C;
+    const bool used = iy % stride == 0 && ix % stride == 0;
+    dx[(plane * H + iy) * W + ix] = used ? dy[((n * O + o) * OH + iy / stride) * OW + ix / stride] : scalar_t(0);
+}

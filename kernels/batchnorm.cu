@@ -1,0 +1,122 @@
+// Batch normalisation over the channels of x, N x C x P with P = H * W:
+//
+//   y[n, c, p] = (x[n, c, p] - mean[c]) * invstd[c] * weight[c] + bias[c],     invstd = 1 / sqrt(variance + eps)
+//
+// In training, mean and (biased) variance are those of the M = N * P values of a channel. With xhat the normalised x:
+//
+//   d_bias[c]   = sum_{n,p} dy            d_weight[c] = sum_{n,p} dy * xhat
+//   dx          = weight * invstd * (dy - d_bias / M - xhat * d_weight / M)
+//
+// In evaluation mean and variance are constants, the running ones, and dx = weight * invstd * dy.
+//
+// A channel is too much for one block and too little for a grid, so its images are cut into chunks: one block reduces
+// one chunk of one channel, and then one thread a channel puts the chunks together, from first to last.
+// The variance is never E[x^2] - E[x]^2, which cancels: a chunk is passed over twice, first for its mean, then for the
+// squared deviations from it (the second time out of the cache), and chunks are joined by Chan's formula.
+//
+// Bytes: statistics read x once from memory, forward reads and writes it once; backward reads x and dy twice and
+// writes dx. FLOPs: a few an element. Limit: memory.
+// Source: S. Ioffe, C. Szegedy, "Batch Normalization", 2015; T. Chan et al., "Updating Formulae and a Pairwise
+// Algorithm for Computing Sample Variances", 1979. The running variance is unbiased, as in PyTorch.
+#include "common.cuh"
+
+// Mean and sum of squared deviations of chunk k of channel c. Launch: grid (C, chunks), blockDim.x a multiple of 32.
+extern "C" __global__ void batchnorm_chunk_statistics(const scalar_t* __restrict__ x, scalar_t* __restrict__ chunk_mean,
+                                                      scalar_t* __restrict__ chunk_m2, int N, int C, int P,
+                                                      int images_per_chunk) {
+    const int c = blockIdx.x, chunk = blockIdx.y;
+    const int begin = chunk * images_per_chunk, end = min(begin + images_per_chunk, N);
+    scalar_t sum = 0, m2 = 0;
+    for (int n = begin; n < end; ++n)
+        for (int p = threadIdx.x; p < P; p += blockDim.x) sum += x[((long long)n * C + c) * P + p];
+    const scalar_t mean = block_sum(sum) / (scalar_t(end - begin) * P);
+    for (int n = begin; n < end; ++n)
+        for (int p = threadIdx.x; p < P; p += blockDim.x) {
+            const scalar_t deviation = x[((long long)n * C + c) * P + p] - mean;
+            m2 += deviation * deviation;
+        }
+    m2 = block_sum(m2);
+    if (threadIdx.x == 0) {
+        chunk_mean[chunk * C + c] = mean;
+        chunk_m2[chunk * C + c] = m2;
+    }
+}
+
+// Joins the chunks and updates the running statistics: running = (1 - momentum) * running + momentum * batch's.
+// Launch: one channel a thread.
+extern "C" __global__ void batchnorm_statistics(const scalar_t* __restrict__ chunk_mean,
+                                                const scalar_t* __restrict__ chunk_m2, scalar_t* __restrict__ mean,
+                                                scalar_t* __restrict__ invstd, scalar_t* __restrict__ running_mean,
+                                                scalar_t* __restrict__ running_var, int N, int C, int P,
+                                                int images_per_chunk, scalar_t momentum, scalar_t eps) {
+    const int c = blockIdx.x * blockDim.x + threadIdx.x;
+    if (c >= C) return;
+    scalar_t count = 0, m = 0, m2 = 0;
+    for (int chunk = 0; chunk * images_per_chunk < N; ++chunk) {
+        const scalar_t more = scalar_t(min(images_per_chunk, N - chunk * images_per_chunk)) * P;
+        const scalar_t delta = chunk_mean[chunk * C + c] - m, total = count + more;
+        m += delta * (more / total);
+        m2 += chunk_m2[chunk * C + c] + delta * delta * (count * more / total);
+        count = total;
+    }
+    mean[c] = m;
+    invstd[c] = 1 / sqrt(m2 / count + eps);
+    running_mean[c] = (1 - momentum) * running_mean[c] + momentum * m;
+    running_var[c] = (1 - momentum) * running_var[c] + momentum * (m2 / (count - 1));
+}
+
+// invstd for evaluation. Launch: one channel a thread.
+extern "C" __global__ void batchnorm_invstd(const scalar_t* __restrict__ variance, scalar_t* __restrict__ invstd, int C,
+                                            scalar_t eps) {
+    const int c = blockIdx.x * blockDim.x + threadIdx.x;
+    if (c < C) invstd[c] = 1 / sqrt(variance[c] + eps);
+}
+
+// Launch: grid (N * C, ceil(P / threads)), one element a thread.
+extern "C" __global__ void batchnorm_forward(const scalar_t* __restrict__ x, const scalar_t* __restrict__ mean,
+                                             const scalar_t* __restrict__ invstd, const scalar_t* __restrict__ weight,
+                                             const scalar_t* __restrict__ bias, scalar_t* __restrict__ y, int C, int P) {
+    const long long plane = blockIdx.x;
+    const int c = plane % C, p = blockIdx.y * blockDim.x + threadIdx.x;
+    if (p < P) y[plane * P + p] = (x[plane * P + p] - mean[c]) * (invstd[c] * weight[c]) + bias[c];
+}
+
+// The two sums of chunk k of channel c. Launch as batchnorm_chunk_statistics.
+extern "C" __global__ void batchnorm_backward_chunk_sums(const scalar_t* __restrict__ x, const scalar_t* __restrict__ dy,
+                                                         const scalar_t* __restrict__ mean,
+                                                         const scalar_t* __restrict__ invstd,
+                                                         scalar_t* __restrict__ chunk_dy,
+                                                         scalar_t* __restrict__ chunk_dy_xhat, int N, int C, int P,
+                                                         int images_per_chunk) {
+    const int c = blockIdx.x, chunk = blockIdx.y;
+    const int begin = chunk * images_per_chunk, end = min(begin + images_per_chunk, N);
+    scalar_t sum_dy = 0, sum_dy_xhat = 0;
+    for (int n = begin; n < end; ++n)
+        for (int p = threadIdx.x; p < P; p += blockDim.x) {
+            const long long i = ((long long)n * C + c) * P + p;
+            sum_dy += dy[i];
+            sum_dy_xhat += dy[i] * (x[i] - mean[c]);
+        }
+    sum_dy = block_sum(sum_dy);
+    sum_dy_xhat = block_sum(sum_dy_xhat) * invstd[c];
+    if (threadIdx.x == 0) {
+        chunk_dy[chunk * C + c] = sum_dy;
+        chunk_dy_xhat[chunk * C + c] = sum_dy_xhat;
+    }
+}
+
+// Launch: as batchnorm_forward. In evaluation (training = 0) the terms with the sums are absent.
+extern "C" __global__ void batchnorm_backward(const scalar_t* __restrict__ x, const scalar_t* __restrict__ dy,
+                                              const scalar_t* __restrict__ mean, const scalar_t* __restrict__ invstd,
+                                              const scalar_t* __restrict__ weight, const scalar_t* __restrict__ d_weight,
+                                              const scalar_t* __restrict__ d_bias, scalar_t* __restrict__ dx, int N,
+                                              int C, int P, int training) {
+    const long long plane = blockIdx.x;
+    const int c = plane % C, p = blockIdx.y * blockDim.x + threadIdx.x;
+    if (p >= P) return;
+    const scalar_t M = scalar_t(N) * P, scale = weight[c] * invstd[c];
+    const scalar_t from_mean = training ? d_bias[c] / M : scalar_t(0);
+    const scalar_t from_variance = training ? invstd[c] * d_weight[c] / M : scalar_t(0);
+    const long long i = plane * P + p;
+    dx[i] = scale * (dy[i] - from_mean - (x[i] - mean[c]) * from_variance);
+}

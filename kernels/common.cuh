@@ -1,0 +1,21 @@
+// What several kernels share. scalar_t, float to train and double for gradient checks, is set when compiling.
+
+// The sum of v over the 32 lanes of a warp, in lane 0: a tree of five steps, each lane adding the value of the lane
+// `distance` above it.
+__device__ inline scalar_t warp_sum(scalar_t v) {
+    for (int distance = 16; distance > 0; distance /= 2) v += __shfl_down_sync(0xffffffffu, v, distance);
+    return v;
+}
+
+// The sum of v over a one-dimensional block, in every thread. blockDim.x must be a multiple of 32. The order of the
+// additions is fixed: the tree inside each warp, then the warps from first to last.
+__device__ inline scalar_t block_sum(scalar_t v) {
+    __shared__ scalar_t warp_sums[32];
+    v = warp_sum(v);
+    __syncthreads();  // a sum before this one may still be being read
+    if (threadIdx.x % 32 == 0) warp_sums[threadIdx.x / 32] = v;
+    __syncthreads();
+    scalar_t total = 0;
+    for (int warp = 0; warp < blockDim.x / 32; ++warp) total += warp_sums[warp];
+    return total;
+}

@@ -1,0 +1,159 @@
+// General matrix multiplication, batched:  C[b,m,n] = sum_k op(A)[b,m,k] * op(B)[b,k,n]
+//
+// Row-major matrices; C is M x N. The name says what is stored transposed: in gemm_nn, A is M x K and B is K x N; in
+// gemm_nt, B is N x K; in gemm_tn, A is K x M. Matrix b of a batch begins b * stride elements after the first; a
+// stride of 0 uses one matrix for the whole batch.
+//
+// Launch: grid (ceil(N / tile width), ceil(M / tile height), batch); a block computes one tile of C, of each matrix b =
+// blockIdx.z, blockIdx.z + gridDim.z, ... It moves along k
+// in steps: all threads copy a slice of A and of B into shared memory, then each multiplies out of it. An element of
+// A is then read from global memory once per tile of C in its row instead of once per element of C.
+//
+// FLOPs: 2 M N K. Bytes, with tiles of m x n: about (1/m + 1/n) M N K elements read and M N written. Limit:
+// arithmetic once tiles are large enough; for K as small as 16, the writing of C.
+// Source: NVIDIA, CUDA C++ Programming Guide, "Shared Memory"; S. Boehm, "How to Optimize a CUDA Matmul Kernel".
+#include "common.cuh"
+
+// ---------------------------------------------------------------------------------------------------------------
+// Readable: a tile of 16 x 16, a block of 16 x 16 threads, one element of C a thread.
+
+template <bool A_TRANSPOSED, bool B_TRANSPOSED>
+__device__ inline void gemm_tiled(const scalar_t* A, const scalar_t* B, scalar_t* C, int M, int N, int K,
+                                  long long stride_a, long long stride_b, long long stride_c, int batch) {
+    constexpr int TILE = 16;
+    __shared__ scalar_t As[TILE][TILE];  // [m][k]
+    __shared__ scalar_t Bs[TILE][TILE];  // [k][n]
+    const int m = blockIdx.y * TILE + threadIdx.y;
+    const int n = blockIdx.x * TILE + threadIdx.x;
+    for (long long b = blockIdx.z; b < batch; b += gridDim.z) {
+        const scalar_t* a = A + b * stride_a;
+        const scalar_t* bb = B + b * stride_b;
+        scalar_t sum = 0;
+        for (int k0 = 0; k0 < K; k0 += TILE) {
+            const int ka = k0 + threadIdx.x, kb = k0 + threadIdx.y;
+            As[threadIdx.y][threadIdx.x] =
+                m < M && ka < K ? (A_TRANSPOSED ? a[(long long)ka * M + m] : a[(long long)m * K + ka]) : scalar_t(0);
+            Bs[threadIdx.y][threadIdx.x] =
+                kb < K && n < N ? (B_TRANSPOSED ? bb[(long long)n * K + kb] : bb[(long long)kb * N + n]) : scalar_t(0);
+            __syncthreads();
+            for (int k = 0; k < TILE; ++k) sum += As[threadIdx.y][k] * Bs[k][threadIdx.x];
+            __syncthreads();
+        }
+        if (m < M && n < N) C[b * stride_c + (long long)m * N + n] = sum;
+    }
+}
+
+extern "C" __global__ void gemm_nn_tiled(const scalar_t* A, const scalar_t* B, scalar_t* C, int M, int N, int K,
+                                         long long stride_a, long long stride_b, long long stride_c, int batch) {
+    gemm_tiled<false, false>(A, B, C, M, N, K, stride_a, stride_b, stride_c, batch);
+}
+extern "C" __global__ void gemm_nt_tiled(const scalar_t* A, const scalar_t* B, scalar_t* C, int M, int N, int K,
+                                         long long stride_a, long long stride_b, long long stride_c, int batch) {
+    gemm_tiled<false, true>(A, B, C, M, N, K, stride_a, stride_b, stride_c, batch);
+}
+extern "C" __global__ void gemm_tn_tiled(const scalar_t* A, const scalar_t* B, scalar_t* C, int M, int N, int K,
+                                         long long stride_a, long long stride_b, long long stride_c, int batch) {
+    gemm_tiled<true, false>(A, B, C, M, N, K, stride_a, stride_b, stride_c, batch);
+}
+
+// ---------------------------------------------------------------------------------------------------------------
+// Fast: a tile of BM x BN, of which each thread computes TM x TN elements in registers, so that a value read from
+// shared memory serves TM or TN multiplications instead of one. Zeros fill up the tiles at the edges.
+
+// Copies the ROWS x COLUMNS elements that start at (row0, column0) of a matrix of height x width into shared memory;
+// transposed, so that element (r, c) goes to tile[c][r], where asked. A thread copies runs of RUN elements of a row,
+// as vectors of 16 bytes where it can; consecutive threads copy consecutive runs.
+struct alignas(16) gemm_vector {
+    scalar_t v[16 / sizeof(scalar_t)];
+};
+constexpr int GEMM_BK = 16, GEMM_THREADS = 32;
+
+template <int ROWS, int COLUMNS, bool TRANSPOSE>
+__device__ inline void gemm_load(scalar_t* __restrict__ tile, const scalar_t* __restrict__ matrix, int row0,
+                                 int column0, int height, int width) {
+    constexpr int THREADS = GEMM_THREADS, RUN = COLUMNS < 4 * THREADS ? 4 : COLUMNS / THREADS, RUNS = COLUMNS / RUN;
+    constexpr int LANES = sizeof(gemm_vector) / sizeof(scalar_t);
+    const int c = threadIdx.x % RUNS * RUN, column = column0 + c;
+    const bool whole = column + RUN <= width, aligned = width % LANES == 0;
+    for (int r = threadIdx.x / RUNS; r < ROWS; r += THREADS / RUNS) {
+        const scalar_t* from = matrix + (long long)(row0 + r) * width + column;
+        alignas(16) scalar_t value[RUN];
+        if (whole && aligned && row0 + r < height) {
+#pragma unroll
+            for (int j = 0; j < RUN; j += LANES)
+                *reinterpret_cast<gemm_vector*>(value + j) = *reinterpret_cast<const gemm_vector*>(from + j);
+        } else {
+#pragma unroll
+            for (int j = 0; j < RUN; ++j) value[j] = row0 + r < height && column + j < width ? from[j] : scalar_t(0);
+        }
+#pragma unroll
+        for (int j = 0; j < RUN; ++j) tile[TRANSPOSE ? (c + j) * ROWS + r : r * COLUMNS + c + j] = value[j];
+    }
+}
+
+template <int BM, int BN, int TM, int TN, bool A_TRANSPOSED, bool B_TRANSPOSED>
+__device__ inline void gemm_block(scalar_t* shared, const scalar_t* A, const scalar_t* B, scalar_t* C, int M, int N,
+                                  int K, long long stride_a, long long stride_b, long long stride_c, int batch) {
+    constexpr int BK = GEMM_BK, THREADS = GEMM_THREADS;
+    static_assert((BM / TM) * (BN / TN) == THREADS, "each thread computes TM x TN elements of the tile");
+    scalar_t* As = shared;            // [k][m]
+    scalar_t* Bs = shared + BK * BM;  // [k][n]
+    const int m0 = blockIdx.y * BM, n0 = blockIdx.x * BN;
+    const int thread_m = threadIdx.x / (BN / TN) * TM, thread_n = threadIdx.x % (BN / TN) * TN;
+    for (long long b = blockIdx.z; b < batch; b += gridDim.z) {
+        const scalar_t* a = A + b * stride_a;
+        const scalar_t* bb = B + b * stride_b;
+        scalar_t sum[TM][TN] = {};
+        for (int k0 = 0; k0 < K; k0 += BK) {
+            if (A_TRANSPOSED) gemm_load<BK, BM, false>(As, a, k0, m0, K, M);
+            else gemm_load<BM, BK, true>(As, a, m0, k0, M, K);
+            if (B_TRANSPOSED) gemm_load<BN, BK, true>(Bs, bb, n0, k0, N, K);
+            else gemm_load<BK, BN, false>(Bs, bb, k0, n0, K, N);
+            __syncthreads();
+            for (int k = 0; k < BK; ++k) {
+                scalar_t right[TN];
+#pragma unroll
+                for (int j = 0; j < TN; ++j) right[j] = Bs[k * BN + thread_n + j];
+#pragma unroll
+                for (int i = 0; i < TM; ++i) {
+                    const scalar_t left = As[k * BM + thread_m + i];
+#pragma unroll
+                    for (int j = 0; j < TN; ++j) sum[i][j] += left * right[j];
+                }
+            }
+            __syncthreads();
+        }
+        scalar_t* c = C + b * stride_c;
+#pragma unroll
+        for (int i = 0; i < TM; ++i)
+#pragma unroll
+            for (int j = 0; j < TN; ++j) {
+                const int m = m0 + thread_m + i, n = n0 + thread_n + j;
+                if (m < M && n < N) c[(long long)m * N + n] = sum[i][j];
+            }
+    }
+}
+
+// The tile follows the height of C, which in a convolution is the number of channels: 16 x 256, 32 x 128 or 64 x 64.
+template <bool A_TRANSPOSED, bool B_TRANSPOSED>
+__device__ inline void gemm(const scalar_t* A, const scalar_t* B, scalar_t* C, int M, int N, int K, long long stride_a,
+                            long long stride_b, long long stride_c, int batch) {
+    constexpr bool TA = A_TRANSPOSED, TB = B_TRANSPOSED;
+    __shared__ __align__(16) scalar_t shared[GEMM_BK * (16 + 256)];
+    if (M <= 16) gemm_block<16, 256, 8, 16, TA, TB>(shared, A, B, C, M, N, K, stride_a, stride_b, stride_c, batch);
+    else if (M <= 32) gemm_block<32, 128, 8, 16, TA, TB>(shared, A, B, C, M, N, K, stride_a, stride_b, stride_c, batch);
+    else gemm_block<64, 64, 8, 16, TA, TB>(shared, A, B, C, M, N, K, stride_a, stride_b, stride_c, batch);
+}
+
+extern "C" __global__ void gemm_nn(const scalar_t* A, const scalar_t* B, scalar_t* C, int M, int N, int K,
+                                   long long stride_a, long long stride_b, long long stride_c, int batch) {
+    gemm<false, false>(A, B, C, M, N, K, stride_a, stride_b, stride_c, batch);
+}
+extern "C" __global__ void gemm_nt(const scalar_t* A, const scalar_t* B, scalar_t* C, int M, int N, int K,
+                                   long long stride_a, long long stride_b, long long stride_c, int batch) {
+    gemm<false, true>(A, B, C, M, N, K, stride_a, stride_b, stride_c, batch);
+}
+extern "C" __global__ void gemm_tn(const scalar_t* A, const scalar_t* B, scalar_t* C, int M, int N, int K,
+                                   long long stride_a, long long stride_b, long long stride_c, int batch) {
+    gemm<true, false>(A, B, C, M, N, K, stride_a, stride_b, stride_c, batch);
+}

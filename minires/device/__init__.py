@@ -1,0 +1,98 @@
+"""How a kernel is compiled and launched: the only package that knows CuPy from NumPy.
+
+A device allocates arrays, copies them to and from the host, and compiles and launches CUDA C++. There are two, with
+the same methods: `cuda` (CuPy and NVRTC) and `cpu` (NumPy and the host's C++ compiler). Arrays are CuPy's on the
+first and NumPy's on the second.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from typing import Any
+
+import numpy as np
+
+from .source import KERNELS_DIR, DeviceError, Module, Signature, library_source
+
+__all__ = ["KERNELS_DIR", "DeviceError", "RawKernel", "Signature", "current", "get_device", "launch", "set_device"]
+
+_current = None
+
+
+@functools.cache
+def _make(name: str):
+    if name == "cpu":
+        from .cpu import CpuDevice
+
+        return CpuDevice()
+    if name == "cuda":
+        from .cuda import CudaDevice
+
+        return CudaDevice()
+    raise ValueError(f"unknown device {name!r}: choose 'cuda' or 'cpu' (see MINIRES_DEVICE and minires.set_device)")
+
+
+def _gpu_is_usable() -> bool:
+    try:
+        _make("cuda")
+    except DeviceError:
+        return False
+    return True
+
+
+def current():
+    """The device that kernels run on, chosen at the first call: MINIRES_DEVICE, else `cuda` if usable, else `cpu`."""
+    global _current
+    if _current is None:
+        _current = _make(os.environ.get("MINIRES_DEVICE") or ("cuda" if _gpu_is_usable() else "cpu"))
+    return _current
+
+
+def get_device() -> str:
+    """The name of the device that kernels run on: `"cuda"` or `"cpu"`."""
+    return current().name
+
+
+def set_device(name: str) -> None:
+    """Make `name`, `"cuda"` or `"cpu"`, the device of all tensors and kernels created from now on.
+
+    Raises ValueError for another name, and DeviceError where the device cannot be used, saying why.
+    """
+    global _current
+    _current = _make(name)
+
+
+@functools.cache
+def _library(device, scalar: np.dtype) -> Module:
+    return device.compile(library_source(), scalar)
+
+
+def launch(name: str, grid: tuple[int, ...], block: tuple[int, ...], *args: Any) -> None:
+    """Launch the kernel `name` of `kernels/` on the current device.
+
+    `args` are device arrays (None is a null pointer) and Python or NumPy scalars, in the order of the kernel's
+    parameters. The first floating-point array decides which of the two modules, float or double, is used.
+    Raises TypeError where an argument does not fit its parameter.
+    """
+    scalar = next(a.dtype for a in args if hasattr(a, "dtype") and getattr(a, "ndim", 0) and a.dtype.kind == "f")
+    _library(current(), scalar).kernel(name)(grid, block, args)
+
+
+class RawKernel:
+    """A CUDA C++ kernel of your own, compiled for the current device and called as `cupy.RawKernel` is.
+
+    `code` is CUDA C++17 that holds `extern "C" __global__ void name(...)`; `#include "common.cuh"` finds the one in
+    `kernels/`, and `scalar_t` is float. `kernel(grid, block, args)` launches it: `grid` and `block` are tuples of one
+    to three integers, `args` a tuple of device arrays (None is a null pointer) and scalars. Scalars are converted to
+    their parameter's type; an array must have it already.
+
+    Raises DeviceError with the compiler's message where the code does not compile, TypeError or ValueError where an
+    argument or the launch geometry does not fit.
+    """
+
+    def __init__(self, code: str, name: str) -> None:
+        self._kernel = current().compile(code, np.dtype(np.float32)).kernel(name)
+
+    def __call__(self, grid: tuple[int, ...], block: tuple[int, ...], args: tuple) -> None:
+        self._kernel(grid, block, args)

@@ -1,0 +1,183 @@
+"""The CPU device: CUDA C++ compiled by the host's compiler under cuda_on_cpu.h, launched through ctypes."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import math
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import tempfile
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from .source import DeviceError, Module, Signature, expand_include
+
+_HEADER = Path(__file__).with_name("cuda_on_cpu.h")
+_FLAGS = "-std=c++17 -shared -fPIC -pthread -fvisibility=hidden -march=native -w".split()
+_FLAGS += "-ffp-contract=fast -fno-math-errno -fno-trapping-math".split()  # what NVRTC assumes too; NaN stays NaN
+
+
+def _tuning(is_clang: bool) -> list[str]:
+    """Measured on the GEMM: at -O3 g++ 12 leaves its accumulators in memory and takes twice the time."""
+    flags = ["-O3"] if is_clang else ["-O2", "-ftree-vectorize"]
+    if platform.machine() in ("x86_64", "AMD64"):
+        flags += ["-mprefer-vector-width=512"] + ([] if is_clang else ["-mtls-dialect=gnu2"])
+    return flags
+
+
+def _compiler() -> list[str]:
+    for command in filter(None, [os.environ.get("CXX"), "g++", "clang++"]):
+        words = shlex.split(command)
+        if shutil.which(words[0]):
+            return words
+        if command == os.environ.get("CXX"):
+            raise DeviceError(f"the C++ compiler {words[0]!r} that CXX names was not found: correct CXX or unset it")
+    raise DeviceError(
+        "no C++ compiler was found, which the cpu device needs: install g++ (Debian, Ubuntu: apt install g++; Fedora: "
+        "dnf install gcc-c++) or clang++ (macOS: xcode-select --install), or name one in CXX"
+    )
+
+
+def _cache_dir() -> Path:
+    path = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "minires"
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DeviceError(f"cannot create {path} for compiled kernels ({error}): set XDG_CACHE_HOME") from None
+    return path
+
+
+def _processor() -> str:
+    """What -march=native depends on: a cache in a shared home directory serves several machines."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line for line in lines if line.startswith(("flags", "Features")))
+    except (OSError, StopIteration):
+        return platform.processor()
+
+
+def build(code: str, scalar: np.dtype) -> Path:
+    """The shared library with the kernels of `code`, from the cache or compiled now.
+
+    Two processes may compile the same code at once: each writes a file of its own and renames it into place.
+    """
+    compiler = _compiler()
+    kernels = Signature.parse(code, scalar)
+    version = subprocess.run([*compiler, "--version"], capture_output=True, text=True).stdout
+    is_clang = "clang" in version
+    unit = expand_include(code) + "".join(f"\nMINIRES_KERNEL({name})" for name in kernels) + "\n"
+    if not is_clang:  # g++ spells CUDA's pragma its own way
+        unit = unit.replace("#pragma unroll", "#pragma GCC unroll 16")
+    c_type = {"float32": "float", "float64": "double"}[scalar.name]
+    command = [*compiler, *_FLAGS, *_tuning(is_clang), f"-Dscalar_t={c_type}", "-include", str(_HEADER), "-x", "c++", "-"]
+    key = hashlib.sha256("\0".join([unit, _HEADER.read_text(), *command, version, _processor()]).encode()).hexdigest()
+    library = _cache_dir() / f"{key[:32]}.so"
+    if not library.exists():
+        _compile(command, unit, library)
+    return library
+
+
+def _compile(command: list[str], unit: str, library: Path) -> None:
+    try:
+        handle, temporary = tempfile.mkstemp(suffix=".so", dir=library.parent)
+    except OSError as error:
+        raise DeviceError(f"cannot write to {library.parent} ({error}): set XDG_CACHE_HOME") from None
+    os.close(handle)
+    try:
+        result = subprocess.run([*command, "-o", temporary], input=unit, capture_output=True, text=True)
+        if result.returncode:
+            raise DeviceError(f"{command[0]} could not compile the kernels:\n{result.stderr.strip()}")
+        os.replace(temporary, library)
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+
+
+def _thread_count() -> int:
+    text = os.environ.get("MINIRES_NUM_THREADS") or str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())
+    if not text.isdigit() or not 1 <= int(text) <= 1024:
+        raise ValueError(f"MINIRES_NUM_THREADS is {text!r}: it must be a whole number from 1 to 1024")
+    return int(text)
+
+
+class _Memory:
+    """A block of host memory that goes back to its pool when the last array over it is gone."""
+
+    def __init__(self, pool: list[np.ndarray], nbytes: int) -> None:
+        self._pool = pool
+        self._bytes = pool.pop() if pool else np.empty(nbytes, np.uint8)
+        self.__array_interface__ = self._bytes.__array_interface__
+
+    def __del__(self) -> None:
+        self._pool.append(self._bytes)
+
+
+class CpuDevice:
+    """NumPy arrays as device memory; kernels run on the OS threads of this process."""
+
+    name = "cpu"
+    array_type = np.ndarray
+
+    def __init__(self) -> None:
+        self.threads = _thread_count()
+        # A training step asks for the same sizes each time. Fresh memory costs a page fault every 4 KB, so keep it.
+        self._pools: dict[int, list[np.ndarray]] = defaultdict(list)
+
+    def description(self) -> str:
+        return f"cpu, {self.threads} threads, {' '.join(_compiler())}"
+
+    def empty(self, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+        """An uninitialised array of device memory."""
+        count = math.prod(shape)
+        nbytes = max(count * np.dtype(dtype).itemsize, 1)
+        memory = np.asarray(_Memory(self._pools[nbytes], nbytes))
+        return memory[: count * np.dtype(dtype).itemsize].view(dtype).reshape(shape)
+
+    def to_device(self, array: np.ndarray) -> np.ndarray:
+        """A copy of a host array in device memory."""
+        copy = self.empty(array.shape, array.dtype)
+        np.copyto(copy, array)
+        return copy
+
+    def to_host(self, array: np.ndarray) -> np.ndarray:
+        """A copy of a device array as a NumPy array."""
+        return np.array(array)
+
+    def synchronize(self) -> None:
+        """Kernels have ended when their launch returns: nothing to wait for."""
+
+    def compile(self, code: str, scalar: np.dtype) -> Module:
+        """Compile CUDA C++, with `scalar` as scalar_t. Raises DeviceError with the compiler's message."""
+        path = build(code, scalar)
+        library = ctypes.CDLL(str(path))
+
+        def function(name: str) -> Callable:
+            launcher = library[f"minires_launch_{name}"]
+            launcher.restype = ctypes.c_int64
+            return lambda grid, block, args: self._launch(name, launcher, grid, block, args)
+
+        return Module(code, scalar, np.ndarray, function)
+
+    def _launch(self, name: str, launcher: Callable, grid: tuple, block: tuple, args: list) -> None:
+        values = [ctypes.c_void_p(_address(a)) if a is None or isinstance(a, np.ndarray) else _C[a.dtype](a) for a in args]
+        pointers = (ctypes.c_void_p * len(values))(*map(ctypes.addressof, values))
+        stuck = launcher((ctypes.c_uint * 6)(*grid, *block), pointers, self.threads)
+        if stuck >= 0:
+            index = stuck % grid[0], stuck // grid[0] % grid[1], stuck // grid[0] // grid[1]
+            raise DeviceError(
+                f"kernel {name}, block {index}: some threads wait at a barrier or warp primitive that the others of "
+                "the block never reach (a barrier in a branch, or a mask that names absent lanes)"
+            )
+
+
+def _address(array: np.ndarray | None) -> int | None:
+    return None if array is None else array.__array_interface__["data"][0]
+
+
+_C = {np.dtype(t): c for t, c in ((t, np.ctypeslib.as_ctypes_type(t)) for t in "?bBhHiIqQfd")}
