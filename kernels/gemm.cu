@@ -92,12 +92,12 @@ __device__ inline void gemm_load(scalar_t* __restrict__ tile, const scalar_t* __
 }
 
 template <int BM, int BN, int TM, int TN, bool A_TRANSPOSED, bool B_TRANSPOSED>
-__device__ inline void gemm_block(scalar_t* shared, const scalar_t* A, const scalar_t* B, scalar_t* C, int M, int N,
-                                  int K, long long stride_a, long long stride_b, long long stride_c, int batch) {
+__device__ inline void gemm_blocked(const scalar_t* A, const scalar_t* B, scalar_t* C, int M, int N, int K,
+                                    long long stride_a, long long stride_b, long long stride_c, int batch) {
     constexpr int BK = GEMM_BK, THREADS = GEMM_THREADS;
     static_assert((BM / TM) * (BN / TN) == THREADS, "each thread computes TM x TN elements of the tile");
-    scalar_t* As = shared;            // [k][m]
-    scalar_t* Bs = shared + BK * BM;  // [k][n]
+    __shared__ __align__(16) scalar_t As[BK * BM];  // [k][m]
+    __shared__ __align__(16) scalar_t Bs[BK * BN];  // [k][n]
     const int m0 = blockIdx.y * BM, n0 = blockIdx.x * BN;
     const int thread_m = threadIdx.x / (BN / TN) * TM, thread_n = threadIdx.x % (BN / TN) * TN;
     for (long long b = blockIdx.z; b < batch; b += gridDim.z) {
@@ -134,26 +134,40 @@ __device__ inline void gemm_block(scalar_t* shared, const scalar_t* A, const sca
     }
 }
 
-// The tile follows the height of C, which in a convolution is the number of channels: 16 x 256, 32 x 128 or 64 x 64.
-template <bool A_TRANSPOSED, bool B_TRANSPOSED>
-__device__ inline void gemm(const scalar_t* A, const scalar_t* B, scalar_t* C, int M, int N, int K, long long stride_a,
-                            long long stride_b, long long stride_c, int batch) {
-    constexpr bool TA = A_TRANSPOSED, TB = B_TRANSPOSED;
-    __shared__ __align__(16) scalar_t shared[GEMM_BK * (16 + 256)];
-    if (M <= 16) gemm_block<16, 256, 8, 16, TA, TB>(shared, A, B, C, M, N, K, stride_a, stride_b, stride_c, batch);
-    else if (M <= 32) gemm_block<32, 128, 8, 16, TA, TB>(shared, A, B, C, M, N, K, stride_a, stride_b, stride_c, batch);
-    else gemm_block<64, 64, 8, 16, TA, TB>(shared, A, B, C, M, N, K, stride_a, stride_b, stride_c, batch);
+// The tile follows the height of C, in a convolution the number of channels: up to 16, up to 32, and more.
+extern "C" __global__ void gemm_nn_16x256(const scalar_t* A, const scalar_t* B, scalar_t* C, int M, int N, int K,
+                                          long long stride_a, long long stride_b, long long stride_c, int batch) {
+    gemm_blocked<16, 256, 8, 16, false, false>(A, B, C, M, N, K, stride_a, stride_b, stride_c, batch);
 }
-
-extern "C" __global__ void gemm_nn(const scalar_t* A, const scalar_t* B, scalar_t* C, int M, int N, int K,
-                                   long long stride_a, long long stride_b, long long stride_c, int batch) {
-    gemm<false, false>(A, B, C, M, N, K, stride_a, stride_b, stride_c, batch);
+extern "C" __global__ void gemm_nn_32x128(const scalar_t* A, const scalar_t* B, scalar_t* C, int M, int N, int K,
+                                          long long stride_a, long long stride_b, long long stride_c, int batch) {
+    gemm_blocked<32, 128, 8, 16, false, false>(A, B, C, M, N, K, stride_a, stride_b, stride_c, batch);
 }
-extern "C" __global__ void gemm_nt(const scalar_t* A, const scalar_t* B, scalar_t* C, int M, int N, int K,
-                                   long long stride_a, long long stride_b, long long stride_c, int batch) {
-    gemm<false, true>(A, B, C, M, N, K, stride_a, stride_b, stride_c, batch);
+extern "C" __global__ void gemm_nn_64x64(const scalar_t* A, const scalar_t* B, scalar_t* C, int M, int N, int K,
+                                         long long stride_a, long long stride_b, long long stride_c, int batch) {
+    gemm_blocked<64, 64, 8, 16, false, false>(A, B, C, M, N, K, stride_a, stride_b, stride_c, batch);
 }
-extern "C" __global__ void gemm_tn(const scalar_t* A, const scalar_t* B, scalar_t* C, int M, int N, int K,
-                                   long long stride_a, long long stride_b, long long stride_c, int batch) {
-    gemm<true, false>(A, B, C, M, N, K, stride_a, stride_b, stride_c, batch);
+extern "C" __global__ void gemm_nt_16x256(const scalar_t* A, const scalar_t* B, scalar_t* C, int M, int N, int K,
+                                          long long stride_a, long long stride_b, long long stride_c, int batch) {
+    gemm_blocked<16, 256, 8, 16, false, true>(A, B, C, M, N, K, stride_a, stride_b, stride_c, batch);
+}
+extern "C" __global__ void gemm_nt_32x128(const scalar_t* A, const scalar_t* B, scalar_t* C, int M, int N, int K,
+                                          long long stride_a, long long stride_b, long long stride_c, int batch) {
+    gemm_blocked<32, 128, 8, 16, false, true>(A, B, C, M, N, K, stride_a, stride_b, stride_c, batch);
+}
+extern "C" __global__ void gemm_nt_64x64(const scalar_t* A, const scalar_t* B, scalar_t* C, int M, int N, int K,
+                                         long long stride_a, long long stride_b, long long stride_c, int batch) {
+    gemm_blocked<64, 64, 8, 16, false, true>(A, B, C, M, N, K, stride_a, stride_b, stride_c, batch);
+}
+extern "C" __global__ void gemm_tn_16x256(const scalar_t* A, const scalar_t* B, scalar_t* C, int M, int N, int K,
+                                          long long stride_a, long long stride_b, long long stride_c, int batch) {
+    gemm_blocked<16, 256, 8, 16, true, false>(A, B, C, M, N, K, stride_a, stride_b, stride_c, batch);
+}
+extern "C" __global__ void gemm_tn_32x128(const scalar_t* A, const scalar_t* B, scalar_t* C, int M, int N, int K,
+                                          long long stride_a, long long stride_b, long long stride_c, int batch) {
+    gemm_blocked<32, 128, 8, 16, true, false>(A, B, C, M, N, K, stride_a, stride_b, stride_c, batch);
+}
+extern "C" __global__ void gemm_tn_64x64(const scalar_t* A, const scalar_t* B, scalar_t* C, int M, int N, int K,
+                                         long long stride_a, long long stride_b, long long stride_c, int batch) {
+    gemm_blocked<64, 64, 8, 16, true, false>(A, B, C, M, N, K, stride_a, stride_b, stride_c, batch);
 }

@@ -26,7 +26,7 @@
 // ---------------------------------------------------------------------------------------------------------------
 // The language: qualifiers, vector types, math
 
-#define __global__
+#define __global__ inline  // into the loop over a block's threads, if it is small
 #define __device__
 #define __host__
 #define __constant__ static
@@ -484,8 +484,7 @@ template <class... A, void (*K)(A...)> struct Kernel<K> {
 
     static void body(void** args) { std::apply(K, unpack(args, std::index_sequence_for<A...>{})); }
 
-    // flatten: the kernel is inlined into this loop, where its arguments and indices stay in registers.
-    __attribute__((flatten)) static void run_block(void** args) {
+    static void run_block(void** args) {
         run(unpack(args, std::index_sequence_for<A...>{}), std::index_sequence_for<A...>{});
     }
 
