@@ -62,3 +62,9 @@ extern "C" __global__ void count_correct(const scalar_t* __restrict__ logits, co
     for (int c = 1; c < C; ++c) best = z[c] > z[best] ? c : best;
     if (best == labels[n]) atomicAdd(correct, 1);
 }
+
+// *bad = the index of the first label outside 0 .. C-1; left alone if there is none. Launch: one thread.
+extern "C" __global__ void find_bad_label(const int* __restrict__ labels, int* __restrict__ bad, int N, int C) {
+    for (int n = N - 1; n >= 0; --n)
+        if (labels[n] < 0 || labels[n] >= C) *bad = n;
+}

@@ -1,1 +1,34 @@
-from .device import *
+"""minires: a small deep-learning library whose every floating-point operation is a CUDA kernel that one can read.
+
+    import minires as mr
+    net = mr.resnet.resnet20()
+    loss = mr.functional.cross_entropy(net(mr.Tensor(images)), labels)
+    loss.backward()
+    mr.optim.SGD(net.parameters(), lr=0.1, momentum=0.9).step()
+
+Names are PyTorch's. The kernels run on an NVIDIA GPU or, compiled by a C++ compiler, on the CPU: see set_device.
+"""
+
+from . import cifar, functional, nn, optim, resnet
+from .device import DeviceError, RawKernel, get_device, set_device
+from .gradcheck import GradcheckError, gradcheck
+from .nn import manual_seed
+from .tensor import Tensor, no_grad
+
+__all__ = [
+    "DeviceError",
+    "GradcheckError",
+    "RawKernel",
+    "Tensor",
+    "cifar",
+    "functional",
+    "get_device",
+    "gradcheck",
+    "manual_seed",
+    "nn",
+    "no_grad",
+    "optim",
+    "resnet",
+    "set_device",
+]
+__version__ = "0.1.0"

@@ -68,15 +68,17 @@ def _library(device, scalar: np.dtype) -> Module:
     return device.compile(library_source(), scalar)
 
 
-def launch(name: str, grid: tuple[int, ...], block: tuple[int, ...], *args: Any) -> None:
+def launch(name: str, grid: tuple[int, ...], block: tuple[int, ...], *args: Any, scalar: np.dtype | None = None) -> None:
     """Launch the kernel `name` of `kernels/` on the current device.
 
     `args` are device arrays (None is a null pointer) and Python or NumPy scalars, in the order of the kernel's
-    parameters. The first floating-point array decides which of the two modules, float or double, is used.
+    parameters. `scalar`, or the dtype of the first floating-point array, says which of the two modules is used.
     Raises TypeError where an argument does not fit its parameter.
     """
-    scalar = next(a.dtype for a in args if hasattr(a, "dtype") and getattr(a, "ndim", 0) and a.dtype.kind == "f")
-    _library(current(), scalar).kernel(name)(grid, block, args)
+    now = current()
+    if scalar is None:
+        scalar = next(a.dtype for a in args if isinstance(a, now.array_type) and a.dtype.kind == "f")
+    _library(now, scalar).kernel(name)(grid, block, args)
 
 
 class RawKernel:

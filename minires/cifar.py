@@ -1,0 +1,257 @@
+"""CIFAR-10: download, verify, load; a built-in data set in the same format; batches made on the device."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tarfile
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from . import device
+from .tensor import Tensor
+
+URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
+SHA256 = "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"
+FOLDER = "cifar-10-batches-bin"
+TRAIN_FILES = tuple(f"data_batch_{i}.bin" for i in range(1, 6))
+TEST_FILES = ("test_batch.bin",)
+CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+SYNTHETIC_CLASSES = ("rows", "columns", "checks", "disc", "ring", "square", "frame", "plus", "cross", "triangle")
+MEAN = (0.4914, 0.4822, 0.4465)  # of the training images' channels, in 0 .. 1
+STD = (0.2470, 0.2435, 0.2616)
+RECORD_BYTES = 1 + 3 * 32 * 32
+FILE_RECORDS = 10_000
+
+
+class DataError(RuntimeError):
+    """A data set is not there, could not be fetched, or is damaged."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """Images (N, 3, 32, 32) uint8 and labels (N,) int32, on the host."""
+
+    images: np.ndarray
+    labels: np.ndarray
+
+    def first(self, n: int | None) -> Split:
+        """The first n examples; all where n is None. Raises ValueError where there are fewer, or n is below 1."""
+        if n is not None and not 1 <= n <= len(self.labels):
+            raise ValueError(f"asked for {n} examples of {len(self.labels)}")
+        return self if n is None else Split(self.images[:n], self.labels[:n])
+
+
+@dataclass(frozen=True)
+class Dataset:
+    name: str
+    train: Split
+    test: Split
+    classes: tuple[str, ...]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Loading
+
+
+def load(data_dir: str | Path, download: bool = True) -> Dataset:
+    """CIFAR-10 from `<data_dir>/cifar-10-batches-bin/`, fetched first where it is not there.
+
+    Raises DataError where it cannot be fetched, or a file is unreadable, truncated or holds a label over 9.
+    """
+    folder = Path(data_dir) / FOLDER
+    if not all((folder / name).exists() for name in TRAIN_FILES + TEST_FILES):
+        if not download:
+            raise DataError(f"CIFAR-10 is not in {folder}")
+        fetch(Path(data_dir))
+    train, test = (_read_split([folder / name for name in names]) for names in (TRAIN_FILES, TEST_FILES))
+    return Dataset("cifar10", train, test, CLASSES)
+
+
+def _read_split(paths: list[Path]) -> Split:
+    splits = [parse(_read_file(path), str(path)) for path in paths]
+    return Split(*(np.concatenate([getattr(s, name) for s in splits]) for name in ("images", "labels")))
+
+
+def _read_file(path: Path) -> bytes:
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}") from None
+    if len(data) != FILE_RECORDS * RECORD_BYTES:
+        raise DataError(f"{path} has {len(data)} bytes instead of {FILE_RECORDS * RECORD_BYTES}: delete it to fetch it again")
+    return data
+
+
+def parse(data: bytes, source: str = "data") -> Split:
+    """The examples in records of the binary version: 1 label byte and 3,072 pixel bytes, red, green, blue.
+
+    Raises DataError for a length that is no multiple of a record, or a label over 9.
+    """
+    if len(data) == 0 or len(data) % RECORD_BYTES:
+        raise DataError(f"{source} has {len(data)} bytes, not a positive multiple of {RECORD_BYTES}: it is truncated")
+    records = np.frombuffer(data, np.uint8).reshape(-1, RECORD_BYTES)
+    labels = records[:, 0].astype(np.int32)
+    if labels.max() > 9:
+        index = int(np.argmax(labels > 9))
+        raise DataError(f"{source} has the label {labels[index]} in record {index}, but labels are 0 .. 9: it is damaged")
+    return Split(np.ascontiguousarray(records[:, 1:]).reshape(-1, 3, 32, 32), labels)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Fetching
+
+
+def fetch(data_dir: Path) -> None:
+    """Download the archive, check its SHA-256, and put the files into `<data_dir>/cifar-10-batches-bin/`.
+
+    The address is MINIRES_CIFAR10_URL, or the data set's home. Everything happens in a temporary folder beside the
+    destination; nothing is put in place before all of it is there. Raises DataError, naming the reason.
+    """
+    url = os.environ.get("MINIRES_CIFAR10_URL") or URL
+    try:
+        data_dir.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=data_dir, prefix=".fetch-") as temporary:
+            archive = Path(temporary) / "archive.tar.gz"
+            digest = _download(url, archive)
+            if digest != SHA256:
+                raise DataError(f"what {url} sent has the SHA-256 {digest} instead of {SHA256}: it is not CIFAR-10")
+            _extract(archive, Path(temporary))
+            destination = data_dir / FOLDER
+            destination.mkdir(exist_ok=True)
+            for name in TRAIN_FILES + TEST_FILES:
+                os.replace(Path(temporary) / name, destination / name)
+    except OSError as error:
+        raise DataError(f"cannot store CIFAR-10 in {data_dir}: {error}") from None
+
+
+def _download(url: str, path: Path) -> str:
+    import requests
+    from tqdm import tqdm
+
+    digest = hashlib.sha256()
+    try:
+        with requests.get(url, stream=True, timeout=30) as response, path.open("wb") as file:
+            response.raise_for_status()
+            total = int(response.headers.get("Content-Length", 0)) or None
+            with tqdm(total=total, unit="B", unit_scale=True, desc="CIFAR-10") as bar:
+                for chunk in response.iter_content(1 << 16):
+                    file.write(chunk)
+                    digest.update(chunk)
+                    bar.update(len(chunk))
+    except requests.RequestException as error:
+        reason = "no connection" if isinstance(error, requests.ConnectionError) else str(error)
+        raise DataError(f"cannot fetch CIFAR-10 from {url}: {reason}") from None
+    return digest.hexdigest()
+
+
+def _extract(archive: Path, destination: Path) -> None:
+    try:
+        with tarfile.open(archive, "r:gz") as tar:
+            for name in TRAIN_FILES + TEST_FILES:
+                with tar.extractfile(f"{FOLDER}/{name}") as source, (destination / name).open("wb") as file:
+                    shutil.copyfileobj(source, file)
+    except (tarfile.TarError, KeyError, EOFError) as error:
+        raise DataError(f"the CIFAR-10 archive cannot be extracted: {error}") from None
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The built-in data set
+
+
+def synthetic(train_size: int = 5000, test_size: int = 1000, seed: int = 0) -> Dataset:
+    """Ten classes of drawn shapes in random places, sizes and colours, under noise; the same for the same seed.
+
+    The classes look the same when an image is flipped from left to right.
+    """
+    records = synthetic_records(train_size + test_size, seed)
+    whole = parse(records)
+    test = Split(whole.images[train_size:], whole.labels[train_size:])
+    return Dataset("synthetic", whole.first(train_size), test, SYNTHETIC_CLASSES)
+
+
+def synthetic_records(n: int, seed: int = 0) -> bytes:
+    """n examples of the built-in set as records of the CIFAR-10 binary version, the classes in turn."""
+    rng = np.random.default_rng(seed)
+    return b"".join(bytes([i % 10]) + _draw(i % 10, rng).tobytes() for i in range(n))
+
+
+def _draw(label: int, rng: np.random.Generator) -> np.ndarray:
+    """An image (3, 32, 32) of uint8."""
+    y, x = np.mgrid[:32, :32] - rng.uniform(12, 19, (2, 1, 1))
+    size, period, phase = rng.uniform(6, 11), rng.uniform(5, 9), rng.uniform(0, 9, 2)
+    square, radius = np.maximum(abs(x), abs(y)), np.hypot(x, y)
+    rows, columns = (y + phase[0]) % period < period / 2, (x + phase[1]) % period < period / 2
+    width = size / 3
+    shape = (
+        rows,
+        columns,
+        rows ^ columns,
+        radius < size,
+        abs(radius - size) < width / 1.5,
+        square < size * 0.9,
+        abs(square - size * 0.9) < width / 1.5,
+        (np.minimum(abs(x), abs(y)) < width / 1.5) & (square < size),
+        (abs(abs(x) - abs(y)) < width) & (square < size),
+        (abs(x) < (y + size) / 2) & (y < size),
+    )[label]
+    colours = rng.uniform(0, 255, (2, 3, 1, 1))
+    while abs(colours[0] - colours[1]).max() < 90:
+        colours = rng.uniform(0, 255, (2, 3, 1, 1))
+    image = np.where(shape, colours[0], colours[1]) + rng.normal(0, 20, (3, 32, 32))
+    return np.clip(image, 0, 255).astype(np.uint8)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Batches
+
+
+class Loader:
+    """Batches of a split, made on the device by the kernel `augment`: its images stay there as uint8.
+
+    Iterating gives (x, labels): a Tensor (batch, 3, 32, 32) and an int32 device array (batch,), the last batch
+    smaller. With `train`, epoch `epoch` shuffles, pads by 4, crops and flips, all decided by (seed, epoch) alone.
+    """
+
+    def __init__(
+        self, split: Split, batch_size: int, train: bool, seed: int = 0, dtype: np.dtype | type = np.float32
+    ) -> None:
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        now = device.current()
+        self.size, self.batch_size, self.train, self.seed, self.epoch = len(split.labels), batch_size, train, seed, 0
+        self.dtype = np.dtype(dtype)
+        self._images, self._host_labels = now.to_device(split.images), split.labels
+        self._mean, self._std = (now.to_device(np.array(v, self.dtype)) for v in (MEAN, STD))
+
+    def __len__(self) -> int:
+        return -(-self.size // self.batch_size)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Any]]:
+        order = np.arange(self.size, dtype=np.int32)
+        if self.train:
+            order = np.random.default_rng([self.seed, self.epoch]).permutation(order)
+        now = device.current()
+        indices, labels = now.to_device(order), now.to_device(self._host_labels[order])
+        for batch, begin in enumerate(range(0, self.size, self.batch_size)):
+            chosen = slice(begin, begin + self.batch_size)
+            yield self._images_of(indices[chosen], batch), labels[chosen]
+
+    def _images_of(self, indices: Any, batch: int) -> Tensor:
+        _, c, h, w = self._images.shape
+        x = device.current().empty((len(indices), c, h, w), self.dtype)
+        pad, flip, seed = (4, 1, hash_seed(self.seed, self.epoch, batch)) if self.train else (0, 0, 0)
+        arrays = self._images, indices, self._mean, self._std, x
+        device.launch("augment", (len(indices) * c, 4), (32, 8), *arrays, c, h, w, pad, flip, seed, scalar=self.dtype)
+        return Tensor.wrap(x)
+
+
+def hash_seed(*numbers: int) -> int:
+    """64 bits that depend on all of `numbers`: the seed of a batch's augmentation."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])

@@ -1,0 +1,421 @@
+"""Each differentiable operation: its forward launches, and under them its backward.
+
+Arrays are NCHW, convolution weights OIHW. All floating-point inputs of an operation must have one dtype, float32 or
+float64; the result has it too. Formulas are PyTorch's and stand in the kernels' headers.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from . import device
+from .tensor import Tensor, add_arrays, record
+
+__all__ = [
+    "add",
+    "avg_pool2d",
+    "batch_norm",
+    "conv2d",
+    "count_correct",
+    "cross_entropy",
+    "global_avg_pool2d",
+    "linear",
+    "relu",
+    "shortcut",
+]
+
+_THREADS = 256
+_CHUNK = 8192  # values of a channel that one block of a BatchNorm reduction sums: they stay in a CPU core's L1
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Launch geometry
+
+
+def _empty(shape: tuple[int, ...], like: Any) -> Any:
+    return device.current().empty(shape, like.dtype)
+
+
+def _launch_elements(kernel: str, n: int, *args: Any) -> None:
+    """One thread for each of n elements."""
+    device.launch(kernel, (-(-n // _THREADS),), (_THREADS,), *args)
+
+
+def _launch_rows(kernel: str, rows: int, length: int, *args: Any) -> None:
+    """One thread for each element of each row; blocks do not cross rows."""
+    threads = min(_THREADS, length)
+    device.launch(kernel, (rows, -(-length // threads)), (threads,), *args)
+
+
+def _launch_planes(kernel: str, planes: int, height: int, width: int, *args: Any) -> None:
+    """One thread for each pixel of each plane; blocks do not cross planes."""
+    x = min(width, 32)
+    y = min(height, _THREADS // x)
+    device.launch(kernel, (planes, -(-height // y), -(-width // x)), (x, y), *args)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What a user can get wrong
+
+
+def _check_tensors(operation: str, **tensors: Tensor | None) -> None:
+    given = {name: t for name, t in tensors.items() if t is not None}
+    first, *_ = given.items()
+    for name, tensor in given.items():
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{operation}: {name} must be a minires.Tensor, got {type(tensor).__name__}")
+        if not isinstance(tensor.data, device.current().array_type):
+            raise TypeError(f"{operation}: {name} is not on the current device, {device.get_device()}")
+        if tensor.dtype != first[1].dtype:
+            raise TypeError(f"{operation}: {first[0]} is {first[1].dtype} but {name} is {tensor.dtype}")
+
+
+def _check_rank(operation: str, name: str, tensor: Tensor, axes: str) -> None:
+    if len(tensor.shape) != len(axes.split(", ")):
+        raise ValueError(f"{operation}: {name} must have the shape ({axes}), got {tensor.shape}")
+    if 0 in tensor.shape:
+        raise ValueError(f"{operation}: {name} is empty, its shape is {tensor.shape}")
+
+
+def _check_shape(operation: str, name: str, tensor: Tensor | None, shape: tuple[int, ...], why: str) -> None:
+    if tensor is not None and tensor.shape != shape:
+        raise ValueError(f"{operation}: {name} must have the shape {shape} {why}, got {tensor.shape}")
+
+
+def _pair(operation: str, name: str, value: int | tuple[int, int], least: int) -> tuple[int, int]:
+    pair = (value, value) if isinstance(value, (int, np.integer)) else tuple(value) if isinstance(value, (tuple, list)) else ()
+    if len(pair) != 2 or not all(isinstance(v, (int, np.integer)) and not isinstance(v, bool) for v in pair):
+        raise TypeError(f"{operation}: {name} must be an integer or a pair of integers, got {value!r}")
+    if min(pair) < least:
+        raise ValueError(f"{operation}: {name} must be at least {least}, got {value}")
+    return int(pair[0]), int(pair[1])
+
+
+def _output_size(operation: str, image: tuple, kernel: tuple, stride: tuple, padding: tuple) -> tuple[int, int]:
+    padded = tuple(i + 2 * p for i, p in zip(image, padding, strict=True))
+    if kernel[0] > padded[0] or kernel[1] > padded[1]:
+        raise ValueError(f"{operation}: the kernel {kernel} is larger than the padded image {padded}")
+    return tuple((i - k) // s + 1 for i, k, s in zip(padded, kernel, stride, strict=True))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Matrix products
+
+
+def _gemm(kind: str, a: Any, b: Any, c: Any, m: int, n: int, k: int, strides: tuple = (0, 0, 0), batch: int = 1) -> None:
+    """c = op(a) op(b) for each matrix of the batch; `kind` is nn, nt or tn. See kernels/gemm.cu."""
+    height = 16 if m <= 16 else 32 if m <= 32 else 64
+    width = 4096 // height
+    grid = (-(-n // width), -(-m // height), min(batch, 65535))
+    device.launch(f"gemm_{kind}_{height}x{width}", grid, (32,), a, b, c, m, n, k, *strides, batch)
+
+
+def _bias_gradient(dy: Any, n: int, channels: int, length: int) -> Any:
+    d_bias = _empty((channels,), dy)
+    device.launch("bias_backward", (channels,), (_THREADS,), dy, d_bias, n, channels, length)
+    return d_bias
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """y = x weight^T + bias.
+
+    x is (N, in), weight (out, in), bias (out,); the result is (N, out). Raises ValueError or TypeError where shapes
+    or dtypes do not fit. Formula: torch.nn.functional.linear.
+    """
+    _check_tensors("linear", x=x, weight=weight, bias=bias)
+    _check_rank("linear", "x", x, "N, in")
+    _check_rank("linear", "weight", weight, "out, in")
+    (n, n_in), n_out = x.shape, weight.shape[0]
+    _check_shape("linear", "weight", weight, (n_out, n_in), f"for x of shape {x.shape}")
+    _check_shape("linear", "bias", bias, (n_out,), f"for weight of shape {weight.shape}")
+    y = _empty((n, n_out), x.data)
+    _gemm("nt", x.data, weight.data, y, n, n_out, n_in)
+    if bias is not None:
+        _launch_rows("bias_forward", n * n_out, 1, y, bias.data, n_out, 1)
+
+    def backward(dy):
+        dx = d_weight = d_bias = None
+        if x.requires_grad:
+            dx = _empty(x.shape, dy)
+            _gemm("nn", dy, weight.data, dx, n, n_in, n_out)
+        if weight.requires_grad:
+            d_weight = _empty(weight.shape, dy)
+            _gemm("tn", dy, x.data, d_weight, n_out, n_in, n)
+        if bias is not None and bias.requires_grad:
+            d_bias = _bias_gradient(dy, n, n_out, 1)
+        return (dx, d_weight, d_bias)[: len(inputs)]
+
+    inputs = (x, weight) if bias is None else (x, weight, bias)
+    return record("linear", y, inputs, backward)
+
+
+def conv2d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int | tuple[int, int] = 1,
+    padding: int | tuple[int, int] = 0,
+) -> Tensor:
+    """Cross-correlation of images with kernels, by im2col and GEMM.
+
+    x is (N, C, H, W), weight (O, C, KH, KW), bias (O,); the result is (N, O, OH, OW) with
+    OH = (H + 2 padding - KH) // stride + 1. Strides and paddings are integers or (vertical, horizontal) pairs.
+    Raises ValueError or TypeError where shapes or dtypes do not fit. Formula: torch.nn.functional.conv2d.
+    """
+    _check_tensors("conv2d", x=x, weight=weight, bias=bias)
+    _check_rank("conv2d", "x", x, "N, C, H, W")
+    _check_rank("conv2d", "weight", weight, "O, C, KH, KW")
+    (n, c, h, w), (o, c_weight, kh, kw) = x.shape, weight.shape
+    if c != c_weight:
+        raise ValueError(f"conv2d: x has {c} channels but weight takes {c_weight}: shapes {x.shape} and {weight.shape}")
+    _check_shape("conv2d", "bias", bias, (o,), f"for weight of shape {weight.shape}")
+    stride, padding = _pair("conv2d", "stride", stride, 1), _pair("conv2d", "padding", padding, 0)
+    oh, ow = _output_size("conv2d", (h, w), (kh, kw), stride, padding)
+    geometry = (h, w, kh, kw, oh, ow, *stride, *padding)
+    rows, p = c * kh * kw, oh * ow
+
+    def unfold():
+        columns = _empty((n, rows, p), x.data)
+        _launch_planes("im2col", n * rows, oh, ow, x.data, columns, *geometry)
+        return columns
+
+    y = _empty((n, o, oh, ow), x.data)
+    _gemm("nn", weight.data, unfold(), y, o, p, rows, (0, rows * p, o * p), n)
+    if bias is not None:
+        _launch_rows("bias_forward", n * o, p, y, bias.data, o, p)
+
+    def backward(dy):
+        dx = d_weight = d_bias = None
+        if x.requires_grad:
+            d_columns, dx = _empty((n, rows, p), dy), _empty(x.shape, dy)
+            _gemm("tn", weight.data, dy, d_columns, rows, p, o, (0, o * p, rows * p), n)
+            _launch_planes("col2im", n * c, h, w, d_columns, dx, *geometry)
+            del d_columns
+        if weight.requires_grad:
+            parts, d_weight = _empty((n, o, rows), dy), _empty(weight.shape, dy)
+            # The columns are unfolded again: keeping those of every layer would take nine times the activations.
+            _gemm("nt", dy, unfold(), parts, o, rows, p, (o * p, rows * p, o * rows), n)
+            _launch_elements("sum_over_batch", o * rows, parts, d_weight, n, o * rows)
+        if bias is not None and bias.requires_grad:
+            d_bias = _bias_gradient(dy, n, o, p)
+        return (dx, d_weight, d_bias)[: len(inputs)]
+
+    inputs = (x, weight) if bias is None else (x, weight, bias)
+    return record("conv2d", y, inputs, backward)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Normalisation, activation, residual connection, pooling
+
+
+def batch_norm(
+    x: Tensor,
+    running_mean: Tensor,
+    running_var: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    """Normalise each channel, scale it by `weight` and shift it by `bias`.
+
+    x is (N, C, H, W); the others are (C,). In training the batch's mean and biased variance normalise, and
+    running_mean and running_var are updated in place: running = (1 - momentum) running + momentum batch, the variance
+    unbiased. In evaluation the running ones normalise. Raises ValueError or TypeError where shapes or dtypes do not
+    fit, or a channel has one value in training. Formula: torch.nn.functional.batch_norm.
+    """
+    _check_tensors("batch_norm", x=x, running_mean=running_mean, running_var=running_var, weight=weight, bias=bias)
+    _check_rank("batch_norm", "x", x, "N, C, H, W")
+    n, c, p = x.shape[0], x.shape[1], x.shape[2] * x.shape[3]
+    named = {"running_mean": running_mean, "running_var": running_var, "weight": weight, "bias": bias}
+    for name, tensor in named.items():
+        _check_shape("batch_norm", name, tensor, (c,), f"for x of shape {x.shape}")
+    if training and n * p == 1:
+        raise ValueError(f"batch_norm: training needs more than one value a channel, x has the shape {x.shape}")
+    images = max(_CHUNK // p, -(-n // 65535), 1)
+    chunk_grid, chunk_block = (c, -(-n // images)), (128,)
+    chunk_shape = (-(-n // images), c)
+    invstd = _empty((c,), x.data)
+    if training:
+        mean, chunk_mean, chunk_m2 = _empty((c,), x.data), _empty(chunk_shape, x.data), _empty(chunk_shape, x.data)
+        device.launch("batchnorm_chunk_statistics", chunk_grid, chunk_block, x.data, chunk_mean, chunk_m2, n, c, p, images)
+        running = running_mean.data, running_var.data
+        arrays = chunk_mean, chunk_m2, mean, invstd, *running
+        _launch_elements("batchnorm_statistics", c, *arrays, n, c, p, images, momentum, eps)
+    else:
+        mean = running_mean.data
+        _launch_elements("batchnorm_invstd", c, running_var.data, invstd, c, eps)
+    y = _empty(x.shape, x.data)
+    _launch_rows("batchnorm_forward", n * c, p, x.data, mean, invstd, weight.data, bias.data, y, c, p)
+
+    def backward(dy):
+        chunk_dy, chunk_dy_xhat = _empty(chunk_shape, dy), _empty(chunk_shape, dy)
+        arrays = x.data, dy, mean, invstd, chunk_dy, chunk_dy_xhat
+        device.launch("batchnorm_backward_chunk_sums", chunk_grid, chunk_block, *arrays, n, c, p, images)
+        d_weight, d_bias, dx = _empty((c,), dy), _empty((c,), dy), None
+        _launch_elements("sum_over_batch", c, chunk_dy, d_bias, chunk_shape[0], c)
+        _launch_elements("sum_over_batch", c, chunk_dy_xhat, d_weight, chunk_shape[0], c)
+        if x.requires_grad:
+            dx = _empty(x.shape, dy)
+            arrays = x.data, dy, mean, invstd, weight.data, d_weight, d_bias, dx
+            _launch_rows("batchnorm_backward", n * c, p, *arrays, n, c, p, training)
+        return dx, d_weight, d_bias
+
+    return record("batch_norm", y, (x, weight, bias), backward)
+
+
+def relu(x: Tensor) -> Tensor:
+    """max(x, 0) for x of any shape; NaN stays NaN. The gradient at 0 is 0. Formula: torch.nn.functional.relu."""
+    _check_tensors("relu", x=x)
+    n = math.prod(x.shape)
+    _check_not_empty("relu", x)
+    y = _empty(x.shape, x.data)
+    _launch_elements("relu_forward", n, x.data, y, n)
+
+    def backward(dy):
+        dx = _empty(x.shape, dy)
+        _launch_elements("relu_backward", n, y, dy, dx, n)
+        return (dx,)
+
+    return record("relu", y, (x,), backward)
+
+
+def add(a: Tensor, b: Tensor) -> Tensor:
+    """a + b for two tensors of one shape and dtype. Raises ValueError or TypeError where they differ."""
+    _check_tensors("add", a=a, b=b)
+    _check_shape("add", "b", b, a.shape, "of a")
+    _check_not_empty("add", a)
+    return record("add", add_arrays(a.data, b.data), (a, b), lambda dy: (dy, dy))
+
+
+def shortcut(x: Tensor, out_channels: int, stride: int = 1) -> Tensor:
+    """The parameter-free shortcut, option A of He et al. 2015: every stride-th pixel, and channels of zeros.
+
+    x is (N, C, H, W); the result is (N, out_channels, ceil(H / stride), ceil(W / stride)), with half of the new
+    channels, rounded down, before the old ones. Raises ValueError where out_channels < C or stride < 1.
+    """
+    _check_tensors("shortcut", x=x)
+    _check_rank("shortcut", "x", x, "N, C, H, W")
+    stride, _ = _pair("shortcut", "stride", stride, 1)
+    n, c, h, w = x.shape
+    if out_channels < c:
+        raise ValueError(f"shortcut: out_channels is {out_channels}, fewer than the {c} channels of x {x.shape}")
+    oh, ow = -(-h // stride), -(-w // stride)
+    geometry = c, h, w, out_channels, oh, ow, stride
+    y = _empty((n, out_channels, oh, ow), x.data)
+    _launch_planes("shortcut_forward", n * out_channels, oh, ow, x.data, y, *geometry)
+
+    def backward(dy):
+        dx = _empty(x.shape, dy)
+        _launch_planes("shortcut_backward", n * c, h, w, dy, dx, *geometry)
+        return (dx,)
+
+    return record("shortcut", y, (x,), backward)
+
+
+def avg_pool2d(
+    x: Tensor,
+    kernel_size: int | tuple[int, int],
+    stride: int | tuple[int, int] | None = None,
+    padding: int | tuple[int, int] = 0,
+) -> Tensor:
+    """The mean of each window, zeros of the padding counted; `stride` is kernel_size when left out.
+
+    x is (N, C, H, W); the result is (N, C, OH, OW), sized as by conv2d. Raises ValueError where the padding is more
+    than half of the window or the window larger than the padded image. Formula: torch.nn.functional.avg_pool2d.
+    """
+    _check_tensors("avg_pool2d", x=x)
+    _check_rank("avg_pool2d", "x", x, "N, C, H, W")
+    kernel = _pair("avg_pool2d", "kernel_size", kernel_size, 1)
+    stride = kernel if stride is None else _pair("avg_pool2d", "stride", stride, 1)
+    padding = _pair("avg_pool2d", "padding", padding, 0)
+    if padding[0] * 2 > kernel[0] or padding[1] * 2 > kernel[1]:
+        raise ValueError(f"avg_pool2d: padding {padding} is more than half of the window {kernel}")
+    n, c, h, w = x.shape
+    oh, ow = _output_size("avg_pool2d", (h, w), kernel, stride, padding)
+    geometry = (h, w, *kernel, oh, ow, *stride, *padding)
+    y = _empty((n, c, oh, ow), x.data)
+    _launch_elements("avgpool_forward", n * c * oh * ow, x.data, y, n * c * oh * ow, *geometry)
+
+    def backward(dy):
+        dx = _empty(x.shape, dy)
+        _launch_elements("avgpool_backward", n * c * h * w, dy, dx, n * c * h * w, *geometry)
+        return (dx,)
+
+    return record("avg_pool2d", y, (x,), backward)
+
+
+def global_avg_pool2d(x: Tensor) -> Tensor:
+    """The mean of each channel of each image: (N, C, H, W) to (N, C)."""
+    _check_tensors("global_avg_pool2d", x=x)
+    _check_rank("global_avg_pool2d", "x", x, "N, C, H, W")
+    return avg_pool2d(x, x.shape[2:]).reshape(x.shape[:2])
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Loss
+
+
+def cross_entropy(logits: Tensor, target: Any, label_smoothing: float = 0.0) -> Tensor:
+    """The mean over the batch of the softmax cross-entropy, a tensor of shape ().
+
+    logits is (N, C), target (N,) integers in 0 .. C-1, a NumPy array or one of the current device. Raises TypeError
+    for labels that are no integers, ValueError for one out of range, for shapes that do not fit, or smoothing outside
+    0 .. 1. Formula: torch.nn.functional.cross_entropy.
+    """
+    _check_tensors("cross_entropy", logits=logits)
+    _check_rank("cross_entropy", "logits", logits, "N, C")
+    if not 0 <= label_smoothing <= 1:
+        raise ValueError(f"cross_entropy: label_smoothing must lie in 0 .. 1, got {label_smoothing}")
+    (n, c), labels = logits.shape, _labels("cross_entropy", logits, target)
+    losses, loss = _empty((n,), logits.data), _empty((), logits.data)
+    _launch_elements("cross_entropy_forward", n, logits.data, labels, losses, n, c, label_smoothing)
+    device.launch("cross_entropy_mean", (1,), (_THREADS,), losses, loss, n)
+
+    def backward(dy):
+        d_logits = _empty(logits.shape, dy)
+        _launch_elements("cross_entropy_backward", n, logits.data, labels, dy, d_logits, n, c, label_smoothing)
+        return (d_logits,)
+
+    return record("cross_entropy", loss, (logits,), backward)
+
+
+def count_correct(logits: Tensor, target: Any) -> int:
+    """How many rows of logits (N, C) are largest at their target (N,), the first of equal ones. Errors as above."""
+    _check_tensors("count_correct", logits=logits)
+    _check_rank("count_correct", "logits", logits, "N, C")
+    (n, c), labels = logits.shape, _labels("count_correct", logits, target)
+    correct = device.current().to_device(np.zeros(1, np.int32))
+    _launch_elements("count_correct", n, logits.data, labels, correct, n, c)
+    return int(device.current().to_host(correct)[0])
+
+
+def _labels(operation: str, logits: Tensor, target: Any) -> Any:
+    """`target` as int32 on the device, checked there by a kernel."""
+    target = np.asarray(target) if isinstance(target, (list, tuple)) else target
+    if not hasattr(target, "dtype") or target.dtype.kind not in "iu":
+        raise TypeError(f"{operation}: target must be an integer array, got {getattr(target, 'dtype', type(target).__name__)}")
+    n, c = logits.shape
+    if target.shape != (n,):
+        raise ValueError(f"{operation}: target must have the shape ({n},) for logits {logits.shape}, got {target.shape}")
+    now = device.current()
+    if not isinstance(target, (now.array_type, np.ndarray)):
+        raise TypeError(f"{operation}: target is not on the current device, {now.name}")
+    labels = target.astype(np.int32) if target.dtype != np.int32 else target
+    labels = labels if isinstance(labels, now.array_type) and labels.flags.c_contiguous else now.to_device(labels)
+    bad = now.to_device(np.full(1, -1, np.int32))
+    device.launch("find_bad_label", (1,), (1,), labels, bad, n, c, scalar=logits.dtype)
+    index = int(now.to_host(bad)[0])
+    if index >= 0:
+        value = int(now.to_host(target)[index])
+        raise ValueError(f"{operation}: target[{index}] is {value}, but with logits {logits.shape} labels lie in 0 .. {c - 1}")
+    return labels
+
+
+def _check_not_empty(operation: str, x: Tensor) -> None:
+    if 0 in x.shape:
+        raise ValueError(f"{operation}: the tensor is empty, its shape is {x.shape}")

@@ -1,0 +1,145 @@
+"""Stochastic gradient descent and the schedules of its learning rate. Formulas are PyTorch's."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from . import device
+from .tensor import Tensor
+
+
+class SGD:
+    """Gradient descent with momentum and weight decay: g += weight_decay w; v = momentum v + g; w -= lr v.
+
+    With `nesterov`, w -= lr (g + momentum v). `params` are tensors that require gradients; those whose `.grad` is
+    None are left alone by step(). `lr` may be set at any time. Formula: torch.optim.SGD.
+    Raises ValueError for no parameters, or a rate, momentum or decay that is negative, NaN or infinite.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Tensor],
+        lr: float,
+        momentum: float = 0.0,
+        weight_decay: float = 0.0,
+        nesterov: bool = False,
+    ) -> None:
+        self.params = list(params)
+        if not self.params:
+            raise ValueError("SGD: params is empty")
+        for name, value in (("lr", lr), ("momentum", momentum), ("weight_decay", weight_decay)):
+            if not (math.isfinite(value) and value >= 0):
+                raise ValueError(f"SGD: {name} must be finite and not negative, got {value}")
+        if nesterov and momentum == 0:
+            raise ValueError("SGD: nesterov needs a momentum above 0")
+        self.lr, self.momentum, self.weight_decay, self.nesterov = lr, momentum, weight_decay, nesterov
+        self.velocities = [_zeros_like(p) if momentum else None for p in self.params]
+
+    def zero_grad(self) -> None:
+        """Forget all gradients."""
+        for p in self.params:
+            p.grad = None
+
+    def step(self) -> None:
+        """Update every parameter from its gradient, in place. Raises ValueError where lr is not finite."""
+        if not math.isfinite(self.lr):
+            raise ValueError(f"SGD: lr must be finite, got {self.lr}")
+        for p, v in zip(self.params, self.velocities, strict=True):
+            if p.grad is None:
+                continue
+            n = math.prod(p.shape)
+            numbers = self.lr, self.momentum, self.weight_decay, self.nesterov
+            device.launch("sgd_step", (-(-n // 256),), (256,), p.data, p.grad.data, v, n, *numbers)
+
+
+def _zeros_like(p: Tensor):
+    return device.current().to_device(np.zeros(p.shape, p.dtype))
+
+
+class _Schedule:
+    """Sets the optimiser's rate for step 0 when made, and for the next step at each step()."""
+
+    def __init__(self, optimizer: SGD) -> None:
+        self.optimizer, self.base_lr, self.last_step = optimizer, optimizer.lr, 0
+        optimizer.lr = self.rate(0)
+
+    def rate(self, step: int) -> float:
+        """The learning rate of a step."""
+        raise NotImplementedError
+
+    def step(self) -> None:
+        """Go on to the next step."""
+        self.last_step += 1
+        self.optimizer.lr = self.rate(self.last_step)
+
+
+class MultiStepLR(_Schedule):
+    """The rate times `gamma` for each of the `milestones`, step numbers, that has been reached."""
+
+    def __init__(self, optimizer: SGD, milestones: Sequence[int], gamma: float = 0.1) -> None:
+        self.milestones, self.gamma = list(milestones), gamma
+        super().__init__(optimizer)
+
+    def rate(self, step: int) -> float:
+        return self.base_lr * self.gamma ** len([m for m in self.milestones if m <= step])
+
+
+class StepLR(_Schedule):
+    """The rate times `gamma` after every `step_size` steps."""
+
+    def __init__(self, optimizer: SGD, step_size: int, gamma: float = 0.1) -> None:
+        self.step_size, self.gamma = step_size, gamma
+        super().__init__(optimizer)
+
+    def rate(self, step: int) -> float:
+        return self.base_lr * self.gamma ** (step // self.step_size)
+
+
+class CosineAnnealingLR(_Schedule):
+    """From the rate down to `eta_min` along half a cosine in `T_max` steps."""
+
+    def __init__(self, optimizer: SGD, T_max: int, eta_min: float = 0.0) -> None:
+        self.T_max, self.eta_min = T_max, eta_min
+        super().__init__(optimizer)
+
+    def rate(self, step: int) -> float:
+        return _cosine(self.base_lr, self.eta_min, step / self.T_max)
+
+
+class OneCycleLR(_Schedule):
+    """From max_lr / div_factor up to max_lr in the share `pct_start` of total_steps, then down to nearly nothing.
+
+    Both ways along half a cosine; the end is max_lr / div_factor / final_div_factor. The momentum is left alone
+    (PyTorch's cycle_momentum=False). step() raises ValueError past total_steps.
+    """
+
+    def __init__(
+        self,
+        optimizer: SGD,
+        max_lr: float,
+        total_steps: int,
+        pct_start: float = 0.3,
+        div_factor: float = 25.0,
+        final_div_factor: float = 1e4,
+    ) -> None:
+        if total_steps < 1:
+            raise ValueError(f"OneCycleLR: total_steps must be at least 1, got {total_steps}")
+        self.max_lr, self.total_steps, self.pct_start = max_lr, total_steps, pct_start
+        self.initial_lr = max_lr / div_factor
+        self.final_lr = self.initial_lr / final_div_factor
+        super().__init__(optimizer)
+
+    def rate(self, step: int) -> float:
+        if step > self.total_steps:
+            raise ValueError(f"OneCycleLR: step {step} of {self.total_steps}")
+        peak, last = self.pct_start * self.total_steps - 1, self.total_steps - 1
+        if step <= peak:
+            return _cosine(self.initial_lr, self.max_lr, step / peak if peak > 0 else 1.0)
+        return _cosine(self.max_lr, self.final_lr, min((step - peak) / max(last - peak, 1e-9), 1.0))
+
+
+def _cosine(start: float, end: float, share: float) -> float:
+    return end + (start - end) * (1 + math.cos(math.pi * share)) / 2

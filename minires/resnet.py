@@ -1,0 +1,135 @@
+"""ResNets for 32 x 32 images: section 4.2 of K. He et al., "Deep Residual Learning for Image Recognition", 2015."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from .functional import global_avg_pool2d, relu, shortcut
+from .nn import BatchNorm2d, Conv2d, Linear, Module, Sequential
+from .tensor import Tensor
+
+
+class _OptionA(Module):
+    """The shortcut without parameters: subsample, and pad with channels of zeros."""
+
+    def __init__(self, out_channels: int, stride: int) -> None:
+        self.out_channels, self.stride = out_channels, stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        return shortcut(x, self.out_channels, self.stride)
+
+
+def _downsample(in_channels: int, out_channels: int, stride: int, option: str) -> Module | None:
+    if stride == 1 and in_channels == out_channels:
+        return None
+    if option == "A":
+        return _OptionA(out_channels, stride)
+    return Sequential(Conv2d(in_channels, out_channels, 1, stride), BatchNorm2d(out_channels))
+
+
+class BasicBlock(Module):
+    """Two 3 x 3 convolutions and a shortcut: (N, in_channels, H, W) to (N, channels, H / stride, W / stride)."""
+
+    expansion = 1
+
+    def __init__(self, in_channels: int, channels: int, stride: int = 1, shortcut: str = "A") -> None:
+        self.conv1 = Conv2d(in_channels, channels, 3, stride, padding=1)
+        self.bn1 = BatchNorm2d(channels)
+        self.conv2 = Conv2d(channels, channels, 3, padding=1)
+        self.bn2 = BatchNorm2d(channels)
+        self.downsample = _downsample(in_channels, channels, stride, shortcut)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = relu(self.bn1(self.conv1(x)))
+        y = self.bn2(self.conv2(y))
+        return relu(y + (self.downsample(x) if self.downsample else x))
+
+
+class Bottleneck(Module):
+    """1 x 1, 3 x 3 and 1 x 1 convolutions and a shortcut; the result has 4 * channels channels."""
+
+    expansion = 4
+
+    def __init__(self, in_channels: int, channels: int, stride: int = 1, shortcut: str = "A") -> None:
+        self.conv1 = Conv2d(in_channels, channels, 1)
+        self.bn1 = BatchNorm2d(channels)
+        self.conv2 = Conv2d(channels, channels, 3, stride, padding=1)
+        self.bn2 = BatchNorm2d(channels)
+        self.conv3 = Conv2d(channels, channels * self.expansion, 1)
+        self.bn3 = BatchNorm2d(channels * self.expansion)
+        self.downsample = _downsample(in_channels, channels * self.expansion, stride, shortcut)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = relu(self.bn1(self.conv1(x)))
+        y = relu(self.bn2(self.conv2(y)))
+        y = self.bn3(self.conv3(y))
+        return relu(y + (self.downsample(x) if self.downsample else x))
+
+
+class ResNet(Module):
+    """Three stages of 16, 32 and 64 channels (times the block's expansion), of `layers` blocks each.
+
+    `shortcut` says how a block that changes the shape passes its input on: "A" without parameters, "B" by a 1 x 1
+    convolution with BatchNorm. forward takes (N, 3, H, W), H and W at least 1, and returns logits (N, num_classes).
+    Raises ValueError for another shortcut or not three positive layer counts.
+    """
+
+    def __init__(
+        self,
+        block: type[BasicBlock] | type[Bottleneck],
+        layers: Sequence[int],
+        num_classes: int = 10,
+        shortcut: str = "A",
+    ) -> None:
+        if shortcut not in ("A", "B"):
+            raise ValueError(f"ResNet: shortcut must be 'A' or 'B', got {shortcut!r}")
+        if len(layers) != 3 or min(layers) < 1:
+            raise ValueError(f"ResNet: layers must be three positive block counts, got {layers!r}")
+        self.conv1 = Conv2d(3, 16, 3, padding=1)
+        self.bn1 = BatchNorm2d(16)
+        channels = 16
+        for stage, (width, count) in enumerate(zip((16, 32, 64), layers, strict=True), start=1):
+            blocks = []
+            for i in range(count):
+                stride = 2 if stage > 1 and i == 0 else 1
+                blocks.append(block(channels, width, stride, shortcut))
+                channels = width * block.expansion
+            setattr(self, f"layer{stage}", Sequential(*blocks))
+        self.fc = Linear(channels, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = relu(self.bn1(self.conv1(x)))
+        x = self.layer3(self.layer2(self.layer1(x)))
+        return self.fc(global_avg_pool2d(x))
+
+
+def resnet(depth: int, num_classes: int = 10, shortcut: str = "A") -> ResNet:
+    """The ResNet of BasicBlocks with `depth` = 6 n + 2 weighted layers. Raises ValueError for another depth."""
+    if depth < 8 or depth % 6 != 2:
+        raise ValueError(f"resnet: depth must be 6 n + 2 (8, 14, 20, 32, 44, 56, 110, ...), got {depth}")
+    return ResNet(BasicBlock, [(depth - 2) // 6] * 3, num_classes, shortcut)
+
+
+def resnet20(num_classes: int = 10, shortcut: str = "A") -> ResNet:
+    """20 layers, 269,722 parameters with option A and 272,474 with option B (10 classes)."""
+    return resnet(20, num_classes, shortcut)
+
+
+def resnet32(num_classes: int = 10, shortcut: str = "A") -> ResNet:
+    """32 layers."""
+    return resnet(32, num_classes, shortcut)
+
+
+def resnet44(num_classes: int = 10, shortcut: str = "A") -> ResNet:
+    """44 layers."""
+    return resnet(44, num_classes, shortcut)
+
+
+def resnet56(num_classes: int = 10, shortcut: str = "A") -> ResNet:
+    """56 layers."""
+    return resnet(56, num_classes, shortcut)
+
+
+def resnet110(num_classes: int = 10, shortcut: str = "A") -> ResNet:
+    """110 layers."""
+    return resnet(110, num_classes, shortcut)
