@@ -66,7 +66,7 @@ extern "C" __global__ void gemm_tn_tiled(const scalar_t* A, const scalar_t* B, s
 struct alignas(16) gemm_vector {
     scalar_t v[16 / sizeof(scalar_t)];
 };
-constexpr int GEMM_BK = 16, GEMM_THREADS = 32;
+constexpr int GEMM_BK = 128 / sizeof(scalar_t), GEMM_THREADS = 32;
 
 template <int ROWS, int COLUMNS, bool TRANSPOSE>
 __device__ inline void gemm_load(scalar_t* __restrict__ tile, const scalar_t* __restrict__ matrix, int row0,
@@ -110,7 +110,8 @@ __device__ inline void gemm_blocked(const scalar_t* A, const scalar_t* B, scalar
             if (B_TRANSPOSED) gemm_load<BN, BK, true>(Bs, bb, n0, k0, N, K);
             else gemm_load<BK, BN, false>(Bs, bb, k0, n0, K, N);
             __syncthreads();
-            for (int k = 0; k < BK; ++k) {
+            const int depth = min(BK, K - k0);
+            for (int k = 0; k < depth; ++k) {
                 scalar_t right[TN];
 #pragma unroll
                 for (int j = 0; j < TN; ++j) right[j] = Bs[k * BN + thread_n + j];
@@ -134,7 +135,7 @@ __device__ inline void gemm_blocked(const scalar_t* A, const scalar_t* B, scalar
     }
 }
 
-// The tile follows the height of C, in a convolution the number of channels: up to 16, up to 32, and more.
+// Three shapes of tile: a convolution's matrices are as high as it has channels, 16, 32 or 64.
 extern "C" __global__ void gemm_nn_16x256(const scalar_t* A, const scalar_t* B, scalar_t* C, int M, int N, int K,
                                           long long stride_a, long long stride_b, long long stride_c, int batch) {
     gemm_blocked<16, 256, 8, 16, false, false>(A, B, C, M, N, K, stride_a, stride_b, stride_c, batch);

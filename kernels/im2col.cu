@@ -21,7 +21,9 @@ extern "C" __global__ void im2col(const scalar_t* __restrict__ x, scalar_t* __re
     if (oy >= OH || ox >= OW) return;
     const int iy = oy * stride_h - pad_h + ky, ix = ox * stride_w - pad_w + kx;
     const bool inside = iy >= 0 && iy < H && ix >= 0 && ix < W;
-    columns[(row * OH + oy) * OW + ox] = inside ? x[(plane * H + iy) * W + ix] : scalar_t(0);
+    // Reading the nearest pixel and then choosing keeps the load free of a branch.
+    const scalar_t nearest = x[(plane * H + min(max(iy, 0), H - 1)) * W + min(max(ix, 0), W - 1)];
+    columns[(row * OH + oy) * OW + ox] = inside ? nearest : scalar_t(0);
 }
 
 extern "C" __global__ void col2im(const scalar_t* __restrict__ columns, scalar_t* __restrict__ x, int H, int W, int KH,

@@ -105,10 +105,13 @@ def _output_size(operation: str, image: tuple, kernel: tuple, stride: tuple, pad
 # Matrix products
 
 
+_GEMM_TILES = (64, 64), (32, 128), (16, 256)  # of 4096 elements each
+
+
 def _gemm(kind: str, a: Any, b: Any, c: Any, m: int, n: int, k: int, strides: tuple = (0, 0, 0), batch: int = 1) -> None:
     """c = op(a) op(b) for each matrix of the batch; `kind` is nn, nt or tn. See kernels/gemm.cu."""
-    height = 16 if m <= 16 else 32 if m <= 32 else 64
-    width = 4096 // height
+    # The tile that covers the matrix with the least overhang; the squarest of equal ones, which reads least.
+    height, width = min(_GEMM_TILES, key=lambda tile: -(-m // tile[0]) * -(-n // tile[1]))
     grid = (-(-n // width), -(-m // height), min(batch, 65535))
     device.launch(f"gemm_{kind}_{height}x{width}", grid, (32,), a, b, c, m, n, k, *strides, batch)
 

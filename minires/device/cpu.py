@@ -26,7 +26,7 @@ _FLAGS += "-ffp-contract=fast -fno-math-errno -fno-trapping-math".split()  # wha
 
 def _tuning(is_clang: bool) -> list[str]:
     """Measured on the GEMM: at -O3 g++ 12 leaves its accumulators in memory and takes twice the time."""
-    flags = ["-O3"] if is_clang else ["-O2", "-ftree-vectorize"]
+    flags = ["-O3"] if is_clang else ["-O2", "-ftree-vectorize", "-fvect-cost-model=dynamic"]
     if platform.machine() in ("x86_64", "AMD64"):
         flags += ["-mprefer-vector-width=512"] + ([] if is_clang else ["-mtls-dialect=gnu2"])
     return flags

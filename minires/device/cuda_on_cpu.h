@@ -184,7 +184,7 @@ struct Block {
     void** args;
     std::vector<void*> context;          // of each thread that waits
     std::vector<unsigned> waiting_for;   // a barrier's generation
-    std::vector<char> ended;
+    std::vector<unsigned> warp_ended;    // bit l of word w: lane l of warp w has ended, or does not exist
     std::vector<unsigned> warp_waiting;  // bit l of word w: lane l of warp w waits at a warp primitive ...
     std::vector<unsigned> warp_mask;     // ... for the lanes of warp_mask[thread]
     std::vector<uint64_t> warp_slot;     // what each thread offers to a shuffle
@@ -202,7 +202,8 @@ static void set_thread(unsigned t) {
 }
 
 static inline bool runnable(const Block& b, unsigned t) {
-    return !b.ended[t] && b.waiting_for[t] != b.generation && !(b.warp_waiting[t / 32] >> (t % 32) & 1);
+    const unsigned idle = b.warp_ended[t / 32] | b.warp_waiting[t / 32];
+    return b.waiting_for[t] != b.generation && !(idle >> (t % 32) & 1);
 }
 
 // The thread to run when t cannot: the next one in cyclic order, so that all reach a barrier in order. The first
@@ -251,19 +252,13 @@ static inline void release_if_complete(Block& b) {
     }
 }
 
-static unsigned live_lanes(const Block& b, unsigned warp) {
-    unsigned lanes = 0;
-    for (unsigned t = warp * 32; t < warp * 32 + 32 && t < b.count; ++t) lanes |= unsigned(!b.ended[t]) << (t % 32);
-    return lanes;
-}
-
-static void release_lanes_if_complete(Block& b, unsigned warp, unsigned mask) {
-    unsigned expected = mask & live_lanes(b, warp);
+static inline void release_lanes_if_complete(Block& b, unsigned warp, unsigned mask) {
+    const unsigned expected = mask & ~b.warp_ended[warp];
     if ((b.warp_waiting[warp] & expected) == expected) b.warp_waiting[warp] &= ~mask;
 }
 
 static void finish_thread(Block& b, unsigned t) {
-    b.ended[t] = 1;
+    b.warp_ended[t / 32] |= 1u << (t % 32);
     ++b.exited;
     release_if_complete(b);
     const unsigned warp = t / 32;
@@ -302,8 +297,9 @@ static void become_fibers(Block& b) {
     b.generation = 1;
     b.context.resize(b.count);
     b.waiting_for.assign(b.count, 0);
-    b.ended.assign(b.count, 0);
-    for (unsigned u = 0; u < t; ++u) b.ended[u] = 1;
+    b.warp_ended.assign(warps, 0);
+    if (b.count % 32) b.warp_ended[warps - 1] = ~0u << (b.count % 32);
+    for (unsigned u = 0; u < t; ++u) b.warp_ended[u / 32] |= 1u << (u % 32);
     b.warp_waiting.assign(warps, 0);
     b.warp_mask.resize(warps * 32);
     b.warp_slot.resize(warps * 32);
@@ -356,7 +352,6 @@ static __attribute__((noinline)) void __syncwarp(unsigned mask = 0xffffffffu) {
     const unsigned t = b.running, warp = t / 32;
     b.warp_waiting[warp] |= 1u << (t % 32);
     b.warp_mask[t] = mask;
-    // A warp's last lanes may not have begun: they count, for live_lanes() knows only which have ended.
     release_lanes_if_complete(b, warp, mask);
     if (!runnable(b, t)) wait(b, t);
 }
