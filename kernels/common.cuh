@@ -1,4 +1,8 @@
-// What several kernels share. scalar_t, float to train and double for gradient checks, is set when compiling.
+// What several kernels share. Two things are set when compiling:
+//   scalar_t  float to train, double for gradient checks;
+//   BLOCKED   how the elements of a tile are dealt out to threads. On a GPU (false, "striped") neighbouring threads take
+//             neighbouring elements, which meet different banks of shared memory; on a CPU (true) a thread takes a run
+//             of neighbours, which fill a vector register. The terms are those of NVIDIA's CUB.
 
 // The sum of v over the 32 lanes of a warp, in lane 0: a tree of five steps, each lane adding the value of the lane
 // `distance` above it.

@@ -1,4 +1,6 @@
-// What a convolution needs beside im2col and GEMM. With columns = im2col(x), weight as O x (C * KH * KW):
+// Convolution, twice: with a column buffer out of im2col and GEMM, and 3 x 3 without one.
+//
+// Readable, for any kernel size and stride. With columns = im2col(x) and weight as O x (C * KH * KW):
 //
 //   y[n]       = weight * columns[n] + bias                 gemm_nn, bias_forward
 //   d_columns  = weight^T * dy[n], dx = col2im(d_columns)   gemm_tn, col2im
@@ -6,7 +8,7 @@
 //   d_bias[o]  = sum_{n,p} dy[n, o, p]                      bias_backward
 //
 // Here y is N x O x P with P = OH * OW. A linear layer uses the bias kernels too, with P = 1.
-// Bytes: each input is read once. Limit: memory.
+// Bytes of the kernels here: each input is read once. Limit: memory. The fast kernels stand under the ruled line.
 #include "common.cuh"
 
 // y[n, o, p] += bias[o]. Launch: grid (N * O, ceil(P / threads)), one element a thread.
@@ -35,4 +37,231 @@ extern "C" __global__ void sum_over_batch(const scalar_t* __restrict__ parts, sc
     scalar_t total = 0;
     for (int n = 0; n < N; ++n) total += parts[(long long)n * count + i];
     sum[i] = total;
+}
+
+// ---------------------------------------------------------------------------------------------------------------
+// Fast: 3 x 3 with stride 1 or 2 and no column buffer, which would be nine times the size of x, written and read.
+//
+//   y[n, o, oy, ox] = sum_{c, ky, kx} w[o, c, ky, kx] x[n, c, oy * S - pad_h + ky, ox * S - pad_w + kx]
+//
+// What changes against im2col and GEMM: the columns are never stored. A block keeps a slice of BC channels of x, with
+// its halo, in shared memory, and the nine taps read it nine times at shifted places. A thread computes TO channels of
+// 16 pixels in registers, so that a weight serves 16 multiplications and a pixel TO.
+//
+// The gradient of x is the same sum over dy with the weights turned by 180 degrees and in and out exchanged, and with
+// D - 1 zeros between the pixels of dy where the forward's stride was D. So conv3x3 computes it too: only the order
+// in which conv3x3_pack_weight lays down the weights differs.
+//
+// Launch: a block of 32 threads computes BO channels x 8 rows x BW columns of one image: grid (N * ceil(OH / 8) *
+// ceil(OW / BW), ceil(O / BO)). FLOPs: 18 C an element of y. Bytes: x is read once for each BO channels, 1 + halo times.
+// Limit: arithmetic. Gained, ResNet-20's layers on 2 cores of a CPU: see examples/benchmark.py.
+
+// packed[c, tap, o] = w[o, c, tap] or, for the gradient, packed[o, tap, c] = w[o, c, 8 - tap]: a block then reads the
+// weights of neighbouring channels from neighbouring addresses. Launch: one element a thread.
+extern "C" __global__ void conv3x3_pack_weight(const scalar_t* __restrict__ w, scalar_t* __restrict__ packed, int O,
+                                               int C, int gradient) {
+    const int i = blockIdx.x * blockDim.x + threadIdx.x;
+    if (i >= O * C * 9) return;
+    const int o = i / (C * 9), c = i / 9 % C, tap = i % 9;
+    packed[gradient ? (o * 9 + 8 - tap) * C + c : (c * 9 + tap) * O + o] = w[i];
+}
+
+template <int BO, int BW, int S, int D>
+__device__ inline void conv3x3(const scalar_t* __restrict__ x, const scalar_t* __restrict__ packed,
+                               scalar_t* __restrict__ y, int C, int H, int W, int O, int OH, int OW, int pad_h,
+                               int pad_w) {
+    constexpr int BC = 32 / sizeof(scalar_t), BR = 8, THREADS = 32;
+    // A thread's pixels are neighbours in a row on a CPU, and spread over the tile on a GPU: see common.cuh.
+    constexpr int TO = 8, TW = BLOCKED ? (BW < 16 ? BW : 16) : 2, TR = 16 / TW;
+    constexpr int ROW_GROUPS = BR / TR, COLUMN_GROUPS = BW / TW;
+    constexpr int ROW_STEP = BLOCKED ? 1 : ROW_GROUPS, COLUMN_STEP = BLOCKED ? 1 : COLUMN_GROUPS;
+    static_assert(BO / TO * ROW_GROUPS * COLUMN_GROUPS == THREADS, "32 threads share the tile");
+    // Column j * S + phase of the tile is at [phase][j]: what the taps read then lies side by side for any stride.
+    constexpr int ROWS = (BR - 1) * S + 3, RUN = BW + 2 / S;
+    __shared__ scalar_t xs[BC][ROWS][S][RUN];
+    __shared__ __align__(64) scalar_t ws[BC * 9][BO];
+
+    const int tiles_x = (OW + BW - 1) / BW, tiles_y = (OH + BR - 1) / BR;
+    const int tile_x = blockIdx.x % tiles_x * BW, tile_y = blockIdx.x / tiles_x % tiles_y * BR;
+    const int tile_o = blockIdx.y * BO, x0 = tile_x * S - pad_w, y0 = tile_y * S - pad_h;
+    const long long n = blockIdx.x / (tiles_x * tiles_y);
+    const int t = threadIdx.x, column_group = t % COLUMN_GROUPS, row_group = t / COLUMN_GROUPS % ROW_GROUPS;
+    const int column = BLOCKED ? column_group * TW : column_group, row = BLOCKED ? row_group * TR : row_group;
+    const int o = t / (COLUMN_GROUPS * ROW_GROUPS) * TO;
+    constexpr int LANES = BLOCKED ? 1 : THREADS;  // that load one row of shared memory together
+
+    scalar_t sum[TO][TR][TW] = {};
+    for (int c0 = 0; c0 < C; c0 += BC) {
+        const int depth = min(BC, C - c0);
+        for (int r = t / LANES; r < depth * ROWS; r += THREADS / LANES) {
+            const int c = r / ROWS, iy = y0 + r % ROWS;
+            const bool in_row = iy >= 0 && iy < H * D && iy % D == 0;
+            const scalar_t* from = x + ((n * C + c0 + c) * H + iy / D) * W;
+            for (int phase = 0; phase < S; ++phase)
+                for (int j = t % LANES; j < RUN; j += LANES) {
+                    const int ix = x0 + j * S + phase;
+                    const bool inside = in_row && ix >= 0 && ix < W * D && ix % D == 0;
+                    xs[c][r % ROWS][phase][j] = inside ? from[ix / D] : scalar_t(0);
+                }
+        }
+        for (int r = t / LANES; r < depth * 9; r += THREADS / LANES)
+            for (int j = t % LANES; j < BO; j += LANES)
+                ws[r][j] = tile_o + j < O ? packed[((long long)c0 * 9 + r) * O + tile_o + j] : scalar_t(0);
+        __syncthreads();
+        for (int c = 0; c < depth; ++c)
+            for (int ky = 0; ky < 3; ++ky)
+#pragma unroll
+                for (int kx = 0; kx < 3; ++kx) {
+                    scalar_t right[TR][TW];
+#pragma unroll
+                    for (int i = 0; i < TR; ++i)
+                        for (int j = 0; j < TW; ++j)
+                            right[i][j] =
+                                xs[c][(row + i * ROW_STEP) * S + ky][kx % S][column + j * COLUMN_STEP + kx / S];
+#pragma unroll
+                    for (int k = 0; k < TO; ++k) {
+                        const scalar_t left = ws[c * 9 + ky * 3 + kx][o + k];
+#pragma unroll
+                        for (int i = 0; i < TR; ++i)
+                            // No pragma here: g++ makes vectors of this loop only while it still is one.
+                            for (int j = 0; j < TW; ++j) sum[k][i][j] += left * right[i][j];
+                    }
+                }
+        __syncthreads();
+    }
+#pragma unroll
+    for (int k = 0; k < TO; ++k)
+#pragma unroll
+        for (int i = 0; i < TR; ++i)
+#pragma unroll
+            for (int j = 0; j < TW; ++j) {
+                const int channel = tile_o + o + k, oy = tile_y + row + i * ROW_STEP, ox = tile_x + column + j * COLUMN_STEP;
+                if (channel < O && oy < OH && ox < OW) y[((n * O + channel) * OH + oy) * OW + ox] = sum[k][i][j];
+            }
+}
+
+// The gradient of the weights:
+//
+//   dw[o, c, ky, kx] = sum_{n, oy, ox} dy[n, o, oy, ox] x[n, c, oy * S - pad_h + ky, ox * S - pad_w + kx]
+//
+// A block sums 16 x 16 pairs of channels over a chunk of the tiles of 64 pixels that all images are cut into; a thread
+// has one tap and 8 x 16 pairs. Then the chunks are summed in their order, as many as the shapes say, so the result
+// does not depend on how many blocks run at once.
+// Launch: grid (ceil(C / 16), ceil(O / 16), chunks), 18 threads. Limit: arithmetic.
+template <int BW, int S>
+__device__ inline void conv3x3_weight(const scalar_t* __restrict__ x, const scalar_t* __restrict__ dy,
+                                      scalar_t* __restrict__ parts, int N, int C, int H, int W, int O, int OH, int OW,
+                                      int pad_h, int pad_w, int tiles_per_chunk) {
+    constexpr int BR = 64 / BW, BC = 16, BO = 16, TC = 8, THREADS = 9 * BC / TC;
+    constexpr int ROWS = (BR - 1) * S + 3, COLUMNS = (BW - 1) * S + 3;
+    __shared__ scalar_t xs[BC][ROWS][COLUMNS];
+    __shared__ __align__(64) scalar_t dys[BR * BW][BO];  // transposed: the channels of a pixel side by side
+
+    const int tiles_x = (OW + BW - 1) / BW, tiles = tiles_x * ((OH + BR - 1) / BR);
+    const int c0 = blockIdx.x * BC, o0 = blockIdx.y * BO;
+    const int t = threadIdx.x, tap = t % 9, ky = tap / 3, kx = tap % 3, c = t / 9 * TC;
+    const long long begin = (long long)blockIdx.z * tiles_per_chunk;
+    const long long end = min(begin + tiles_per_chunk, (long long)N * tiles);
+
+    scalar_t sum[TC][BO] = {};
+    for (long long tile = begin; tile < end; ++tile) {
+        const long long n = tile / tiles;
+        const int tile_y = tile % tiles / tiles_x * BR, tile_x = tile % tiles_x * BW;
+        for (int r = t; r < BC * ROWS; r += THREADS) {
+            const int channel = c0 + r / ROWS, iy = tile_y * S - pad_h + r % ROWS, x0 = tile_x * S - pad_w;
+            const bool in_row = channel < C && iy >= 0 && iy < H;
+            const scalar_t* from = x + ((n * C + channel) * H + iy) * W + x0;
+            for (int j = 0; j < COLUMNS; ++j)
+                xs[r / ROWS][r % ROWS][j] = in_row && x0 + j >= 0 && x0 + j < W ? from[j] : scalar_t(0);
+        }
+        for (int r = t; r < BO * BR; r += THREADS) {
+            const int o = r % BO, oy = tile_y + r / BO;
+            const bool in_row = o0 + o < O && oy < OH;
+            const scalar_t* from = dy + ((n * O + o0 + o) * OH + oy) * OW + tile_x;
+            for (int j = 0; j < BW; ++j) dys[r / BO * BW + j][o] = in_row && tile_x + j < OW ? from[j] : scalar_t(0);
+        }
+        __syncthreads();
+        for (int y = 0; y < BR; ++y)
+            for (int p = 0; p < BW; ++p) {
+                scalar_t right[BO];
+                for (int j = 0; j < BO; ++j) right[j] = dys[y * BW + p][j];
+#pragma unroll
+                for (int k = 0; k < TC; ++k) {
+                    const scalar_t left = xs[c + k][y * S + ky][p * S + kx];
+                    for (int j = 0; j < BO; ++j) sum[k][j] += left * right[j];
+                }
+            }
+        __syncthreads();
+    }
+#pragma unroll
+    for (int k = 0; k < TC; ++k)
+#pragma unroll
+        for (int j = 0; j < BO; ++j)
+            if (c0 + c + k < C && o0 + j < O)
+                parts[((blockIdx.z * (long long)C + c0 + c + k) * 9 + tap) * O + o0 + j] = sum[k][j];
+}
+
+// dw[o, c, tap] = sum over the chunks of parts[chunk, c, tap, o]. Launch: one element of dw a thread.
+extern "C" __global__ void conv3x3_weight_sum(const scalar_t* __restrict__ parts, scalar_t* __restrict__ dw, int chunks,
+                                              int C, int O) {
+    const int i = blockIdx.x * blockDim.x + threadIdx.x, count = C * 9 * O;
+    if (i >= count) return;
+    scalar_t total = 0;
+    for (int chunk = 0; chunk < chunks; ++chunk) total += parts[(long long)chunk * count + i];
+    dw[i % O * (C * 9) + i / O] = total;
+}
+
+// The tiles, channels x columns, that fit ResNet-20's stages: 16 x 32, 32 x 16 and 64 x 8. A suffix says stride or zeros.
+extern "C" __global__ void conv3x3_16x32(const scalar_t* x, const scalar_t* packed, scalar_t* y, int C, int H,
+                                         int W, int O, int OH, int OW, int pad_h, int pad_w) {
+    conv3x3<16, 32, 1, 1>(x, packed, y, C, H, W, O, OH, OW, pad_h, pad_w);
+}
+extern "C" __global__ void conv3x3_32x16(const scalar_t* x, const scalar_t* packed, scalar_t* y, int C, int H,
+                                         int W, int O, int OH, int OW, int pad_h, int pad_w) {
+    conv3x3<32, 16, 1, 1>(x, packed, y, C, H, W, O, OH, OW, pad_h, pad_w);
+}
+extern "C" __global__ void conv3x3_64x8(const scalar_t* x, const scalar_t* packed, scalar_t* y, int C, int H,
+                                        int W, int O, int OH, int OW, int pad_h, int pad_w) {
+    conv3x3<64, 8, 1, 1>(x, packed, y, C, H, W, O, OH, OW, pad_h, pad_w);
+}
+extern "C" __global__ void conv3x3_32x16_strided(const scalar_t* x, const scalar_t* packed, scalar_t* y, int C, int H,
+                                                 int W, int O, int OH, int OW, int pad_h, int pad_w) {
+    conv3x3<32, 16, 2, 1>(x, packed, y, C, H, W, O, OH, OW, pad_h, pad_w);
+}
+extern "C" __global__ void conv3x3_64x8_strided(const scalar_t* x, const scalar_t* packed, scalar_t* y, int C, int H,
+                                                int W, int O, int OH, int OW, int pad_h, int pad_w) {
+    conv3x3<64, 8, 2, 1>(x, packed, y, C, H, W, O, OH, OW, pad_h, pad_w);
+}
+extern "C" __global__ void conv3x3_16x32_dilated(const scalar_t* x, const scalar_t* packed, scalar_t* y, int C, int H,
+                                                 int W, int O, int OH, int OW, int pad_h, int pad_w) {
+    conv3x3<16, 32, 1, 2>(x, packed, y, C, H, W, O, OH, OW, pad_h, pad_w);
+}
+extern "C" __global__ void conv3x3_32x16_dilated(const scalar_t* x, const scalar_t* packed, scalar_t* y, int C, int H,
+                                                 int W, int O, int OH, int OW, int pad_h, int pad_w) {
+    conv3x3<32, 16, 1, 2>(x, packed, y, C, H, W, O, OH, OW, pad_h, pad_w);
+}
+extern "C" __global__ void conv3x3_weight_32(const scalar_t* x, const scalar_t* dy, scalar_t* parts, int N, int C,
+                                             int H, int W, int O, int OH, int OW, int pad_h, int pad_w,
+                                             int tiles_per_chunk) {
+    conv3x3_weight<32, 1>(x, dy, parts, N, C, H, W, O, OH, OW, pad_h, pad_w, tiles_per_chunk);
+}
+extern "C" __global__ void conv3x3_weight_16(const scalar_t* x, const scalar_t* dy, scalar_t* parts, int N, int C,
+                                             int H, int W, int O, int OH, int OW, int pad_h, int pad_w,
+                                             int tiles_per_chunk) {
+    conv3x3_weight<16, 1>(x, dy, parts, N, C, H, W, O, OH, OW, pad_h, pad_w, tiles_per_chunk);
+}
+extern "C" __global__ void conv3x3_weight_8(const scalar_t* x, const scalar_t* dy, scalar_t* parts, int N, int C,
+                                            int H, int W, int O, int OH, int OW, int pad_h, int pad_w,
+                                            int tiles_per_chunk) {
+    conv3x3_weight<8, 1>(x, dy, parts, N, C, H, W, O, OH, OW, pad_h, pad_w, tiles_per_chunk);
+}
+extern "C" __global__ void conv3x3_weight_16_strided(const scalar_t* x, const scalar_t* dy, scalar_t* parts, int N, int C,
+                                                     int H, int W, int O, int OH, int OW, int pad_h, int pad_w,
+                                                     int tiles_per_chunk) {
+    conv3x3_weight<16, 2>(x, dy, parts, N, C, H, W, O, OH, OW, pad_h, pad_w, tiles_per_chunk);
+}
+extern "C" __global__ void conv3x3_weight_8_strided(const scalar_t* x, const scalar_t* dy, scalar_t* parts, int N, int C,
+                                                    int H, int W, int O, int OH, int OW, int pad_h, int pad_w,
+                                                    int tiles_per_chunk) {
+    conv3x3_weight<8, 2>(x, dy, parts, N, C, H, W, O, OH, OW, pad_h, pad_w, tiles_per_chunk);
 }

@@ -85,7 +85,9 @@ def _read_file(path: Path) -> bytes:
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}") from None
     if len(data) != FILE_RECORDS * RECORD_BYTES:
-        raise DataError(f"{path} has {len(data)} bytes instead of {FILE_RECORDS * RECORD_BYTES}: delete it to fetch it again")
+        raise DataError(
+            f"{path} has {len(data)} bytes instead of {FILE_RECORDS * RECORD_BYTES}: delete it to fetch it again"
+        )
     return data
 
 
@@ -100,7 +102,9 @@ def parse(data: bytes, source: str = "data") -> Split:
     labels = records[:, 0].astype(np.int32)
     if labels.max() > 9:
         index = int(np.argmax(labels > 9))
-        raise DataError(f"{source} has the label {labels[index]} in record {index}, but labels are 0 .. 9: it is damaged")
+        raise DataError(
+            f"{source} has the label {labels[index]} in record {index}, but labels are 0 .. 9: it is damaged"
+        )
     return Split(np.ascontiguousarray(records[:, 1:]).reshape(-1, 3, 32, 32), labels)
 
 

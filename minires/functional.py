@@ -86,7 +86,13 @@ def _check_shape(operation: str, name: str, tensor: Tensor | None, shape: tuple[
 
 
 def _pair(operation: str, name: str, value: int | tuple[int, int], least: int) -> tuple[int, int]:
-    pair = (value, value) if isinstance(value, (int, np.integer)) else tuple(value) if isinstance(value, (tuple, list)) else ()
+    pair = (
+        (value, value)
+        if isinstance(value, (int, np.integer))
+        else tuple(value)
+        if isinstance(value, (tuple, list))
+        else ()
+    )
     if len(pair) != 2 or not all(isinstance(v, (int, np.integer)) and not isinstance(v, bool) for v in pair):
         raise TypeError(f"{operation}: {name} must be an integer or a pair of integers, got {value!r}")
     if min(pair) < least:
@@ -108,7 +114,9 @@ def _output_size(operation: str, image: tuple, kernel: tuple, stride: tuple, pad
 _GEMM_TILES = (64, 64), (32, 128), (16, 256)  # of 4096 elements each
 
 
-def _gemm(kind: str, a: Any, b: Any, c: Any, m: int, n: int, k: int, strides: tuple = (0, 0, 0), batch: int = 1) -> None:
+def _gemm(
+    kind: str, a: Any, b: Any, c: Any, m: int, n: int, k: int, strides: tuple = (0, 0, 0), batch: int = 1
+) -> None:
     """c = op(a) op(b) for each matrix of the batch; `kind` is nn, nt or tn. See kernels/gemm.cu."""
     # The tile that covers the matrix with the least overhang; the squarest of equal ones, which reads least.
     height, width = min(_GEMM_TILES, key=lambda tile: -(-m // tile[0]) * -(-n // tile[1]))
@@ -161,13 +169,18 @@ def conv2d(
     bias: Tensor | None = None,
     stride: int | tuple[int, int] = 1,
     padding: int | tuple[int, int] = 0,
+    algorithm: str = "auto",
 ) -> Tensor:
-    """Cross-correlation of images with kernels, by im2col and GEMM.
+    """Cross-correlation of images with kernels.
 
     x is (N, C, H, W), weight (O, C, KH, KW), bias (O,); the result is (N, O, OH, OW) with
     OH = (H + 2 padding - KH) // stride + 1. Strides and paddings are integers or (vertical, horizontal) pairs.
-    Raises ValueError or TypeError where shapes or dtypes do not fit. Formula: torch.nn.functional.conv2d.
+    `algorithm` is "im2col" for the readable kernels, im2col and GEMM, or "auto" for the fast ones where they serve:
+    3 x 3, stride 1 or 2, padding up to 2. Raises ValueError or TypeError where shapes or dtypes do not fit.
+    Formula: torch.nn.functional.conv2d.
     """
+    if algorithm not in ("auto", "im2col"):
+        raise ValueError(f"conv2d: algorithm must be 'auto' or 'im2col', got {algorithm!r}")
     _check_tensors("conv2d", x=x, weight=weight, bias=bias)
     _check_rank("conv2d", "x", x, "N, C, H, W")
     _check_rank("conv2d", "weight", weight, "O, C, KH, KW")
@@ -178,36 +191,109 @@ def conv2d(
     stride, padding = _pair("conv2d", "stride", stride, 1), _pair("conv2d", "padding", padding, 0)
     oh, ow = _output_size("conv2d", (h, w), (kh, kw), stride, padding)
     geometry = (h, w, kh, kw, oh, ow, *stride, *padding)
-    rows, p = c * kh * kw, oh * ow
-
-    def unfold():
-        columns = _empty((n, rows, p), x.data)
-        _launch_planes("im2col", n * rows, oh, ow, x.data, columns, *geometry)
-        return columns
-
+    fast = algorithm == "auto" and (kh, kw) == (3, 3) and stride in ((1, 1), (2, 2)) and max(padding) <= 2
+    product, input_gradient, weight_gradient = _CONV3X3 if fast else _IM2COL
     y = _empty((n, o, oh, ow), x.data)
-    _gemm("nn", weight.data, unfold(), y, o, p, rows, (0, rows * p, o * p), n)
+    product(x.data, weight.data, y, geometry)
     if bias is not None:
-        _launch_rows("bias_forward", n * o, p, y, bias.data, o, p)
+        _launch_rows("bias_forward", n * o, oh * ow, y, bias.data, o, oh * ow)
 
     def backward(dy):
         dx = d_weight = d_bias = None
         if x.requires_grad:
-            d_columns, dx = _empty((n, rows, p), dy), _empty(x.shape, dy)
-            _gemm("tn", weight.data, dy, d_columns, rows, p, o, (0, o * p, rows * p), n)
-            _launch_planes("col2im", n * c, h, w, d_columns, dx, *geometry)
-            del d_columns
+            dx = _empty(x.shape, dy)
+            input_gradient(dy, weight.data, dx, geometry)
         if weight.requires_grad:
-            parts, d_weight = _empty((n, o, rows), dy), _empty(weight.shape, dy)
-            # The columns are unfolded again: keeping those of every layer would take nine times the activations.
-            _gemm("nt", dy, unfold(), parts, o, rows, p, (o * p, rows * p, o * rows), n)
-            _launch_elements("sum_over_batch", o * rows, parts, d_weight, n, o * rows)
+            d_weight = _empty(weight.shape, dy)
+            weight_gradient(x.data, dy, d_weight, geometry)
         if bias is not None and bias.requires_grad:
-            d_bias = _bias_gradient(dy, n, o, p)
+            d_bias = _bias_gradient(dy, n, o, oh * ow)
         return (dx, d_weight, d_bias)[: len(inputs)]
 
     inputs = (x, weight) if bias is None else (x, weight, bias)
     return record("conv2d", y, inputs, backward)
+
+
+# The readable way: columns and matrix products. `geometry` is im2col's: H, W, KH, KW, OH, OW, strides and paddings.
+
+
+def _unfold(x: Any, geometry: tuple) -> Any:
+    (n, c, *_), (_, _, kh, kw, oh, ow, *_) = x.shape, geometry
+    columns = _empty((n, c * kh * kw, oh * ow), x)
+    _launch_planes("im2col", n * c * kh * kw, oh, ow, x, columns, *geometry)
+    return columns
+
+
+def _im2col_forward(x: Any, weight: Any, y: Any, geometry: tuple) -> None:
+    columns, (n, o, *_) = _unfold(x, geometry), y.shape
+    _, rows, p = columns.shape
+    _gemm("nn", weight, columns, y, o, p, rows, (0, rows * p, o * p), n)
+
+
+def _im2col_input_gradient(dy: Any, weight: Any, dx: Any, geometry: tuple) -> None:
+    (n, c, h, w), o = dx.shape, weight.shape[0]
+    p, rows = math.prod(dy.shape[2:]), math.prod(weight.shape[1:])
+    d_columns = _empty((n, rows, p), dy)
+    _gemm("tn", weight, dy, d_columns, rows, p, o, (0, o * p, rows * p), n)
+    _launch_planes("col2im", n * c, h, w, d_columns, dx, *geometry)
+
+
+def _im2col_weight_gradient(x: Any, dy: Any, d_weight: Any, geometry: tuple) -> None:
+    # The columns are unfolded again: keeping those of every layer would take nine times the activations.
+    columns, o = _unfold(x, geometry), dy.shape[1]
+    n, rows, p = columns.shape
+    parts = _empty((n, o, rows), dy)
+    _gemm("nt", dy, columns, parts, o, rows, p, (o * p, rows * p, o * rows), n)
+    _launch_elements("sum_over_batch", o * rows, parts, d_weight, n, o * rows)
+
+
+# The fast way, without columns: see the second half of kernels/conv2d.cu.
+
+
+def _conv3x3(x: Any, weight: Any, y: Any, padding: tuple, suffix: str, gradient: bool) -> None:
+    packed = _empty(weight.shape, weight)
+    _launch_elements("conv3x3_pack_weight", math.prod(weight.shape), weight, packed, *weight.shape[:2], gradient)
+    (n, c, h, w), (_, o, oh, ow) = x.shape, y.shape
+    # The tile of channels x columns, 8 rows high, that covers y with the least overhang.
+    height, width = min(
+        _CONV3X3_TILES[suffix], key=lambda tile: -(-o // tile[0]) * tile[0] * -(-ow // tile[1]) * tile[1]
+    )
+    grid = (n * -(-oh // 8) * -(-ow // width), -(-o // height))
+    device.launch(f"conv3x3_{height}x{width}{suffix}", grid, (32,), x, packed, y, c, h, w, o, oh, ow, *padding)
+
+
+_CONV3X3_TILES = {
+    "": ((16, 32), (32, 16), (64, 8)),
+    "_strided": ((32, 16), (64, 8)),
+    "_dilated": ((16, 32), (32, 16)),
+}
+
+
+def _conv3x3_forward(x: Any, weight: Any, y: Any, geometry: tuple) -> None:
+    *_, stride, _, pad_h, pad_w = geometry
+    _conv3x3(x, weight, y, (pad_h, pad_w), "" if stride == 1 else "_strided", gradient=False)
+
+
+def _conv3x3_input_gradient(dy: Any, weight: Any, dx: Any, geometry: tuple) -> None:
+    *_, stride, _, pad_h, pad_w = geometry
+    _conv3x3(dy, weight, dx, (2 - pad_h, 2 - pad_w), "" if stride == 1 else "_dilated", gradient=True)
+
+
+def _conv3x3_weight_gradient(x: Any, dy: Any, d_weight: Any, geometry: tuple) -> None:
+    (n, c, h, w), (_, o, oh, ow), (*_, stride, _, pad_h, pad_w) = x.shape, dy.shape, geometry
+    width = 32 if ow > 16 and stride == 1 else 16 if ow > 8 else 8
+    tiles = n * -(-oh // (64 // width)) * -(-ow // width)
+    pairs = -(-c // 16), -(-o // 16)
+    tiles_per_chunk = -(-tiles // max(512 // math.prod(pairs), 1))  # some 512 blocks: enough for a GPU
+    chunks = -(-tiles // tiles_per_chunk)
+    parts = _empty((chunks, c, 9, o), dy)
+    name = f"conv3x3_weight_{width}{'' if stride == 1 else '_strided'}"
+    device.launch(name, (*pairs, chunks), (18,), x, dy, parts, n, c, h, w, o, oh, ow, pad_h, pad_w, tiles_per_chunk)
+    _launch_elements("conv3x3_weight_sum", c * 9 * o, parts, d_weight, chunks, c, o)
+
+
+_IM2COL = _im2col_forward, _im2col_input_gradient, _im2col_weight_gradient
+_CONV3X3 = _conv3x3_forward, _conv3x3_input_gradient, _conv3x3_weight_gradient
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -245,7 +331,9 @@ def batch_norm(
     invstd = _empty((c,), x.data)
     if training:
         mean, chunk_mean, chunk_m2 = _empty((c,), x.data), _empty(chunk_shape, x.data), _empty(chunk_shape, x.data)
-        device.launch("batchnorm_chunk_statistics", chunk_grid, chunk_block, x.data, chunk_mean, chunk_m2, n, c, p, images)
+        device.launch(
+            "batchnorm_chunk_statistics", chunk_grid, chunk_block, x.data, chunk_mean, chunk_m2, n, c, p, images
+        )
         running = running_mean.data, running_var.data
         arrays = chunk_mean, chunk_m2, mean, invstd, *running
         _launch_elements("batchnorm_statistics", c, *arrays, n, c, p, images, momentum, eps)
@@ -401,10 +489,14 @@ def _labels(operation: str, logits: Tensor, target: Any) -> Any:
     """`target` as int32 on the device, checked there by a kernel."""
     target = np.asarray(target) if isinstance(target, (list, tuple)) else target
     if not hasattr(target, "dtype") or target.dtype.kind not in "iu":
-        raise TypeError(f"{operation}: target must be an integer array, got {getattr(target, 'dtype', type(target).__name__)}")
+        raise TypeError(
+            f"{operation}: target must be an integer array, got {getattr(target, 'dtype', type(target).__name__)}"
+        )
     n, c = logits.shape
     if target.shape != (n,):
-        raise ValueError(f"{operation}: target must have the shape ({n},) for logits {logits.shape}, got {target.shape}")
+        raise ValueError(
+            f"{operation}: target must have the shape ({n},) for logits {logits.shape}, got {target.shape}"
+        )
     now = device.current()
     if not isinstance(target, (now.array_type, np.ndarray)):
         raise TypeError(f"{operation}: target is not on the current device, {now.name}")
@@ -415,7 +507,9 @@ def _labels(operation: str, logits: Tensor, target: Any) -> Any:
     index = int(now.to_host(bad)[0])
     if index >= 0:
         value = int(now.to_host(target)[index])
-        raise ValueError(f"{operation}: target[{index}] is {value}, but with logits {logits.shape} labels lie in 0 .. {c - 1}")
+        raise ValueError(
+            f"{operation}: target[{index}] is {value}, but with logits {logits.shape} labels lie in 0 .. {c - 1}"
+        )
     return labels
 
 

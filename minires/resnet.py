@@ -76,7 +76,7 @@ class ResNet(Module):
 
     def __init__(
         self,
-        block: type[BasicBlock] | type[Bottleneck],
+        block: type[BasicBlock | Bottleneck],
         layers: Sequence[int],
         num_classes: int = 10,
         shortcut: str = "A",

@@ -111,7 +111,9 @@ class Tensor:
         TypeError for one of the wrong dtype; RuntimeError where no graph was recorded, or it was used before.
         """
         if not self.requires_grad:
-            raise RuntimeError("backward() on a tensor that does not require a gradient: no input of it does, or no_grad")
+            raise RuntimeError(
+                "backward() on a tensor that does not require a gradient: no input of it does, or no_grad"
+            )
         gradients = {id(self): self._seed(gradient)}
         for tensor in _topological_order(self):
             dy = gradients.pop(id(tensor), None)
@@ -160,7 +162,9 @@ def add_arrays(a: Any, b: Any) -> Any:
 
 def _run_backward(node: Node, dy: Any) -> tuple:
     if node.backward is None:
-        raise RuntimeError(f"backward() a second time through {node.name}: its graph was freed by the first; run forward again")
+        raise RuntimeError(
+            f"backward() a second time through {node.name}: its graph was freed by the first; run forward again"
+        )
     backward, node.backward = node.backward, None
     return backward(dy)
 

@@ -68,7 +68,9 @@ def _library(device, scalar: np.dtype) -> Module:
     return device.compile(library_source(), scalar)
 
 
-def launch(name: str, grid: tuple[int, ...], block: tuple[int, ...], *args: Any, scalar: np.dtype | None = None) -> None:
+def launch(
+    name: str, grid: tuple[int, ...], block: tuple[int, ...], *args: Any, scalar: np.dtype | None = None
+) -> None:
     """Launch the kernel `name` of `kernels/` on the current device.
 
     `args` are device arrays (None is a null pointer) and Python or NumPy scalars, in the order of the kernel's

@@ -20,8 +20,8 @@ import numpy as np
 from .source import DeviceError, Module, Signature, expand_include
 
 _HEADER = Path(__file__).with_name("cuda_on_cpu.h")
-_FLAGS = "-std=c++17 -shared -fPIC -pthread -fvisibility=hidden -march=native -w".split()
-_FLAGS += "-ffp-contract=fast -fno-math-errno -fno-trapping-math".split()  # what NVRTC assumes too; NaN stays NaN
+_FLAGS = ["-std=c++17", "-shared", "-fPIC", "-pthread", "-fvisibility=hidden", "-march=native", "-w"]
+_FLAGS += ["-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"]  # what NVRTC assumes too; NaN stays NaN
 
 
 def _tuning(is_clang: bool) -> list[str]:
@@ -70,13 +70,24 @@ def build(code: str, scalar: np.dtype) -> Path:
     """
     compiler = _compiler()
     kernels = Signature.parse(code, scalar)
-    version = subprocess.run([*compiler, "--version"], capture_output=True, text=True).stdout
+    version = subprocess.run([*compiler, "--version"], capture_output=True, text=True, check=False).stdout
     is_clang = "clang" in version
     unit = expand_include(code) + "".join(f"\nMINIRES_KERNEL({name})" for name in kernels) + "\n"
     if not is_clang:  # g++ spells CUDA's pragma its own way
         unit = unit.replace("#pragma unroll", "#pragma GCC unroll 16")
     c_type = {"float32": "float", "float64": "double"}[scalar.name]
-    command = [*compiler, *_FLAGS, *_tuning(is_clang), f"-Dscalar_t={c_type}", "-include", str(_HEADER), "-x", "c++", "-"]
+    command = [
+        *compiler,
+        *_FLAGS,
+        *_tuning(is_clang),
+        f"-Dscalar_t={c_type}",
+        "-DBLOCKED=true",
+        "-include",
+        str(_HEADER),
+        "-x",
+        "c++",
+        "-",
+    ]
     key = hashlib.sha256("\0".join([unit, _HEADER.read_text(), *command, version, _processor()]).encode()).hexdigest()
     library = _cache_dir() / f"{key[:32]}.so"
     if not library.exists():
@@ -91,7 +102,7 @@ def _compile(command: list[str], unit: str, library: Path) -> None:
         raise DeviceError(f"cannot write to {library.parent} ({error}): set XDG_CACHE_HOME") from None
     os.close(handle)
     try:
-        result = subprocess.run([*command, "-o", temporary], input=unit, capture_output=True, text=True)
+        result = subprocess.run([*command, "-o", temporary], input=unit, capture_output=True, text=True, check=False)
         if result.returncode:
             raise DeviceError(f"{command[0]} could not compile the kernels:\n{result.stderr.strip()}")
         os.replace(temporary, library)
@@ -100,7 +111,9 @@ def _compile(command: list[str], unit: str, library: Path) -> None:
 
 
 def _thread_count() -> int:
-    text = os.environ.get("MINIRES_NUM_THREADS") or str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())
+    text = os.environ.get("MINIRES_NUM_THREADS") or str(
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    )
     if not text.isdigit() or not 1 <= int(text) <= 1024:
         raise ValueError(f"MINIRES_NUM_THREADS is {text!r}: it must be a whole number from 1 to 1024")
     return int(text)
@@ -165,7 +178,9 @@ class CpuDevice:
         return Module(code, scalar, np.ndarray, function)
 
     def _launch(self, name: str, launcher: Callable, grid: tuple, block: tuple, args: list) -> None:
-        values = [ctypes.c_void_p(_address(a)) if a is None or isinstance(a, np.ndarray) else _C[a.dtype](a) for a in args]
+        values = [
+            ctypes.c_void_p(_address(a)) if a is None or isinstance(a, np.ndarray) else _C[a.dtype](a) for a in args
+        ]
         pointers = (ctypes.c_void_p * len(values))(*map(ctypes.addressof, values))
         stuck = launcher((ctypes.c_uint * 6)(*grid, *block), pointers, self.threads)
         if stuck >= 0:

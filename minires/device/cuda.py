@@ -13,7 +13,7 @@ from .source import DeviceError, Module, expand_include
 def nvrtc_options(scalar: np.dtype) -> tuple[str, ...]:
     """The options that every kernel is compiled with."""
     c_type = {"float32": "float", "float64": "double"}[scalar.name]
-    return ("-std=c++17", f"-Dscalar_t={c_type}")
+    return ("-std=c++17", f"-Dscalar_t={c_type}", "-DBLOCKED=false")
 
 
 def _driver_is_there() -> bool:

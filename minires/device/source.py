@@ -122,7 +122,9 @@ def _parse_parameter(kernel: str, declaration: str, scalar: np.dtype) -> Paramet
     if c_type == "scalar_t":
         return Parameter(name, np.dtype(scalar), is_pointer)
     if c_type not in _C_TYPES:
-        raise TypeError(f"parameter {name!r} of kernel {kernel} has the type {c_type!r}; use one of {', '.join(_C_TYPES)}")
+        raise TypeError(
+            f"parameter {name!r} of kernel {kernel} has the type {c_type!r}; use one of {', '.join(_C_TYPES)}"
+        )
     return Parameter(name, np.dtype(_C_TYPES[c_type]), is_pointer)
 
 
@@ -158,7 +160,9 @@ class Module:
         if name not in self._kernels:
             if name not in self._signatures:
                 known = ", ".join(sorted(self._signatures)) or "none"
-                raise ValueError(f'no kernel {name!r} (extern "C" __global__ void {name}(...)) in the source; it has: {known}')
+                raise ValueError(
+                    f'no kernel {name!r} (extern "C" __global__ void {name}(...)) in the source; it has: {known}'
+                )
             self._kernels[name] = self._bind_kernel(self._signatures[name])
         return self._kernels[name]
 
