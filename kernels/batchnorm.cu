@@ -26,16 +26,13 @@ extern "C" __global__ void batchnorm_chunk_statistics(const scalar_t* __restrict
                                                       int images_per_chunk) {
     const int c = blockIdx.x, chunk = blockIdx.y;
     const int begin = chunk * images_per_chunk, end = min(begin + images_per_chunk, N);
-    scalar_t sum = 0, m2 = 0;
-    for (int n = begin; n < end; ++n)
-        for (int p = threadIdx.x; p < P; p += blockDim.x) sum += x[((long long)n * C + c) * P + p];
-    const scalar_t mean = block_sum(sum) / (scalar_t(end - begin) * P);
-    for (int n = begin; n < end; ++n)
-        for (int p = threadIdx.x; p < P; p += blockDim.x) {
-            const scalar_t deviation = x[((long long)n * C + c) * P + p] - mean;
-            m2 += deviation * deviation;
-        }
-    m2 = block_sum(m2);
+    const long long first = ((long long)begin * C + c) * P, stride = (long long)C * P;
+    const scalar_t sum = plane_sum(end - begin, P, first, stride, [&](long long i) { return x[i]; });
+    const scalar_t mean = sum / (scalar_t(end - begin) * P);
+    const scalar_t m2 = plane_sum(end - begin, P, first, stride, [&](long long i) {
+        const scalar_t deviation = x[i] - mean;
+        return deviation * deviation;
+    });
     if (threadIdx.x == 0) {
         chunk_mean[chunk * C + c] = mean;
         chunk_m2[chunk * C + c] = m2;
@@ -90,15 +87,11 @@ extern "C" __global__ void batchnorm_backward_chunk_sums(const scalar_t* __restr
                                                          int images_per_chunk) {
     const int c = blockIdx.x, chunk = blockIdx.y;
     const int begin = chunk * images_per_chunk, end = min(begin + images_per_chunk, N);
-    scalar_t sum_dy = 0, sum_dy_xhat = 0;
-    for (int n = begin; n < end; ++n)
-        for (int p = threadIdx.x; p < P; p += blockDim.x) {
-            const long long i = ((long long)n * C + c) * P + p;
-            sum_dy += dy[i];
-            sum_dy_xhat += dy[i] * (x[i] - mean[c]);
-        }
-    sum_dy = block_sum(sum_dy);
-    sum_dy_xhat = block_sum(sum_dy_xhat) * invstd[c];
+    const long long first = ((long long)begin * C + c) * P, stride = (long long)C * P;
+    const scalar_t m = mean[c];
+    const scalar_t sum_dy = plane_sum(end - begin, P, first, stride, [&](long long i) { return dy[i]; });
+    const scalar_t sum_dy_xhat =
+        plane_sum(end - begin, P, first, stride, [&](long long i) { return dy[i] * (x[i] - m); }) * invstd[c];
     if (threadIdx.x == 0) {
         chunk_dy[chunk * C + c] = sum_dy;
         chunk_dy_xhat[chunk * C + c] = sum_dy_xhat;

@@ -23,3 +23,23 @@ __device__ inline scalar_t block_sum(scalar_t v) {
     for (int warp = 0; warp < blockDim.x / 32; ++warp) total += warp_sums[warp];
     return total;
 }
+
+// Sums f(i) over the elements i of `planes` runs of P neighbours, plane k of which begins at first + k * stride; every
+// thread of the block gets the sum. A thread takes RUN neighbours at a time and adds them up in RUN places.
+template <class F>
+__device__ inline scalar_t plane_sum(int planes, int P, long long first, long long stride, F f) {
+    constexpr int RUN = BLOCKED ? 16 : 1;
+    const int runs = (P + RUN - 1) / RUN;
+    scalar_t sums[RUN] = {}, sum = 0;
+    for (int r = threadIdx.x; r < planes * runs; r += blockDim.x) {
+        const int p = r % runs * RUN;
+        const long long i = first + r / runs * stride + p;
+        if (p + RUN <= P) {
+            for (int j = 0; j < RUN; ++j) sums[j] += f(i + j);
+        } else {
+            for (int j = 0; j < P - p; ++j) sums[j] += f(i + j);
+        }
+    }
+    for (int j = 0; j < RUN; ++j) sum += sums[j];
+    return block_sum(sum);
+}

@@ -9,8 +9,8 @@
 Names are PyTorch's. The kernels run on an NVIDIA GPU or, compiled by a C++ compiler, on the CPU: see set_device.
 """
 
-from . import cifar, functional, nn, optim, resnet
-from .device import DeviceError, RawKernel, get_device, set_device
+from . import checkpoint, cifar, functional, nn, optim, resnet
+from .device import DeviceError, RawKernel, describe_device, get_device, set_device
 from .gradcheck import GradcheckError, gradcheck
 from .nn import manual_seed
 from .tensor import Tensor, no_grad
@@ -20,7 +20,9 @@ __all__ = [
     "GradcheckError",
     "RawKernel",
     "Tensor",
+    "checkpoint",
     "cifar",
+    "describe_device",
     "functional",
     "get_device",
     "gradcheck",

@@ -8,7 +8,7 @@ import shutil
 import tarfile
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,10 @@ class Dataset:
     train: Split
     test: Split
     classes: tuple[str, ...]
+
+    def first(self, train_size: int | None, test_size: int | None) -> Dataset:
+        """The first examples of each split; all of them where a size is None. Raises ValueError as Split.first."""
+        return replace(self, train=self.train.first(train_size), test=self.test.first(test_size))
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -326,7 +326,7 @@ def batch_norm(
     if training and n * p == 1:
         raise ValueError(f"batch_norm: training needs more than one value a channel, x has the shape {x.shape}")
     images = max(_CHUNK // p, -(-n // 65535), 1)
-    chunk_grid, chunk_block = (c, -(-n // images)), (128,)
+    chunk_grid, chunk_block = (c, -(-n // images)), (device.current().reduction_threads,)
     chunk_shape = (-(-n // images), c)
     invstd = _empty((c,), x.data)
     if training:

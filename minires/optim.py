@@ -59,8 +59,8 @@ def _zeros_like(p: Tensor):
     return device.current().to_device(np.zeros(p.shape, p.dtype))
 
 
-class _Schedule:
-    """Sets the optimiser's rate for step 0 when made, and for the next step at each step()."""
+class Schedule:
+    """What schedules share: the optimiser's rate is set for step 0 when one is made, for the next at each step()."""
 
     def __init__(self, optimizer: SGD) -> None:
         self.optimizer, self.base_lr, self.last_step = optimizer, optimizer.lr, 0
@@ -76,7 +76,7 @@ class _Schedule:
         self.optimizer.lr = self.rate(self.last_step)
 
 
-class MultiStepLR(_Schedule):
+class MultiStepLR(Schedule):
     """The rate times `gamma` for each of the `milestones`, step numbers, that has been reached."""
 
     def __init__(self, optimizer: SGD, milestones: Sequence[int], gamma: float = 0.1) -> None:
@@ -87,7 +87,7 @@ class MultiStepLR(_Schedule):
         return self.base_lr * self.gamma ** len([m for m in self.milestones if m <= step])
 
 
-class StepLR(_Schedule):
+class StepLR(Schedule):
     """The rate times `gamma` after every `step_size` steps."""
 
     def __init__(self, optimizer: SGD, step_size: int, gamma: float = 0.1) -> None:
@@ -98,7 +98,7 @@ class StepLR(_Schedule):
         return self.base_lr * self.gamma ** (step // self.step_size)
 
 
-class CosineAnnealingLR(_Schedule):
+class CosineAnnealingLR(Schedule):
     """From the rate down to `eta_min` along half a cosine in `T_max` steps."""
 
     def __init__(self, optimizer: SGD, T_max: int, eta_min: float = 0.0) -> None:
@@ -109,7 +109,7 @@ class CosineAnnealingLR(_Schedule):
         return _cosine(self.base_lr, self.eta_min, step / self.T_max)
 
 
-class OneCycleLR(_Schedule):
+class OneCycleLR(Schedule):
     """From max_lr / div_factor up to max_lr in the share `pct_start` of total_steps, then down to nearly nothing.
 
     Both ways along half a cosine; the end is max_lr / div_factor / final_div_factor. The momentum is left alone

@@ -15,7 +15,17 @@ import numpy as np
 
 from .source import KERNELS_DIR, DeviceError, Module, Signature, library_source
 
-__all__ = ["KERNELS_DIR", "DeviceError", "RawKernel", "Signature", "current", "get_device", "launch", "set_device"]
+__all__ = [
+    "KERNELS_DIR",
+    "DeviceError",
+    "RawKernel",
+    "Signature",
+    "current",
+    "describe_device",
+    "get_device",
+    "launch",
+    "set_device",
+]
 
 _current = None
 
@@ -52,6 +62,11 @@ def current():
 def get_device() -> str:
     """The name of the device that kernels run on: `"cuda"` or `"cpu"`."""
     return current().name
+
+
+def describe_device() -> str:
+    """The device that kernels run on and what compiles for it, in words."""
+    return current().description()
 
 
 def set_device(name: str) -> None:

@@ -135,6 +135,7 @@ class CpuDevice:
     """NumPy arrays as device memory; kernels run on the OS threads of this process."""
 
     name = "cpu"
+    reduction_threads = 32  # of a block that adds up many values
     array_type = np.ndarray
 
     def __init__(self) -> None:
