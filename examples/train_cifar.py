@@ -132,8 +132,11 @@ def train_epoch(
                 f"loss {mean.loss:.3f}, accuracy {mean.accuracy:.1%}, {rate:.0f} images/s", refresh=False
             )
             bar.update()
-            if loader.epoch == 0 and step + 1 == 10:
-                bar.write(f"about {(steps - 10) * loader.batch_size / rate / 60:.1f} minutes of training to go")
+            if loader.epoch == 0 and step == 0:
+                began_second = time.perf_counter()  # the first step may have compiled the kernels
+            if loader.epoch == 0 and step == 10:
+                seconds = (time.perf_counter() - began_second) / 10 * (steps - 11)
+                bar.write(f"about {seconds / 60:.1f} minutes of training to go")
     return mean
 
 

@@ -500,7 +500,7 @@ def _labels(operation: str, logits: Tensor, target: Any) -> Any:
     now = device.current()
     if not isinstance(target, (now.array_type, np.ndarray)):
         raise TypeError(f"{operation}: target is not on the current device, {now.name}")
-    labels = target.astype(np.int32) if target.dtype != np.int32 else target
+    labels = target if target.dtype == np.int32 else _to_int32(target, c)
     labels = labels if isinstance(labels, now.array_type) and labels.flags.c_contiguous else now.to_device(labels)
     bad = now.to_device(np.full(1, -1, np.int32))
     device.launch("find_bad_label", (1,), (1,), labels, bad, n, c, scalar=logits.dtype)
@@ -511,6 +511,12 @@ def _labels(operation: str, logits: Tensor, target: Any) -> Any:
             f"{operation}: target[{index}] is {value}, but with logits {logits.shape} labels lie in 0 .. {c - 1}"
         )
     return labels
+
+
+def _to_int32(labels: Any, classes: int) -> Any:
+    """Labels out of range stay out of range: an int64 must not wrap into it."""
+    limits = np.iinfo(labels.dtype)
+    return labels.clip(max(-1, limits.min), min(classes, limits.max)).astype(np.int32)
 
 
 def _check_not_empty(operation: str, x: Tensor) -> None:

@@ -115,14 +115,17 @@ class Tensor:
                 "backward() on a tensor that does not require a gradient: no input of it does, or no_grad"
             )
         gradients = {id(self): self._seed(gradient)}
-        for tensor in _topological_order(self):
+        order = _topological_order(self)
+        while order:
+            tensor = order.pop()
             dy = gradients.pop(id(tensor), None)
             if dy is None:
                 continue
             if tensor.node is None:
                 tensor.grad = Tensor.wrap(dy if tensor.grad is None else add_arrays(tensor.grad.data, dy))
                 continue
-            for source, dx in zip(tensor.node.inputs, _run_backward(tensor.node, dy), strict=True):
+            inputs, tensor.node.inputs = tensor.node.inputs, ()
+            for source, dx in zip(inputs, _run_backward(tensor.node, dy), strict=True):
                 if source.requires_grad:
                     known = gradients.get(id(source))
                     gradients[id(source)] = dx if known is None else add_arrays(known, dx)
@@ -170,7 +173,7 @@ def _run_backward(node: Node, dy: Any) -> tuple:
 
 
 def _topological_order(root: Tensor) -> list[Tensor]:
-    """All tensors that `root` depends on and that require a gradient, each before the ones it was made from.
+    """All tensors that `root` depends on and that require a gradient, each after those it was made from.
 
     Depth first with a stack of its own: a deep network does not run into Python's recursion limit.
     """
@@ -183,7 +186,7 @@ def _topological_order(root: Tensor) -> list[Tensor]:
             visited.add(id(tensor))
             stack.append((tensor, True))
             stack.extend((source, False) for source in (tensor.node.inputs if tensor.node else ()))
-    return order[::-1]
+    return order
 
 
 def _copy_to_device(data: Any) -> Any:

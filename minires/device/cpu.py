@@ -63,7 +63,7 @@ def _processor() -> str:
         return platform.processor()
 
 
-def build(code: str, scalar: np.dtype) -> Path:
+def build(code: str, scalar: np.dtype, blocked: bool = True) -> Path:
     """The shared library with the kernels of `code`, from the cache or compiled now.
 
     Two processes may compile the same code at once: each writes a file of its own and renames it into place.
@@ -81,7 +81,7 @@ def build(code: str, scalar: np.dtype) -> Path:
         *_FLAGS,
         *_tuning(is_clang),
         f"-Dscalar_t={c_type}",
-        "-DBLOCKED=true",
+        f"-DBLOCKED={str(blocked).lower()}",
         "-include",
         str(_HEADER),
         "-x",
@@ -135,6 +135,7 @@ class CpuDevice:
     """NumPy arrays as device memory; kernels run on the OS threads of this process."""
 
     name = "cpu"
+    blocked = True  # see kernels/common.cuh
     reduction_threads = 32  # of a block that adds up many values
     array_type = np.ndarray
 
@@ -168,7 +169,7 @@ class CpuDevice:
 
     def compile(self, code: str, scalar: np.dtype) -> Module:
         """Compile CUDA C++, with `scalar` as scalar_t. Raises DeviceError with the compiler's message."""
-        path = build(code, scalar)
+        path = build(code, scalar, self.blocked)
         library = ctypes.CDLL(str(path))
 
         def function(name: str) -> Callable:

@@ -1,0 +1,174 @@
+import hashlib
+import io
+import tarfile
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+import numpy as np
+import pytest
+
+import minires as mr
+from minires import cifar
+
+
+def archive(records: int, names=cifar.TRAIN_FILES + cifar.TEST_FILES) -> bytes:
+    data = cifar.synthetic_records(records)
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w:gz") as tar:
+        for name in names:
+            info = tarfile.TarInfo(f"{cifar.FOLDER}/{name}")
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return file.getvalue()
+
+
+@pytest.fixture
+def server(monkeypatch):
+    """An HTTP server on this machine whose answer, `server.body`, the tests set; its address is where cifar looks."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(self.server.body)))
+            self.end_headers()
+            self.wfile.write(self.server.body)
+
+        def log_message(self, *arguments):
+            pass
+
+    httpd = HTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=httpd.serve_forever)
+    thread.start()
+    monkeypatch.setenv("MINIRES_CIFAR10_URL", f"http://127.0.0.1:{httpd.server_port}/cifar.tar.gz")
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    yield httpd
+    httpd.shutdown()
+    thread.join()
+    httpd.server_close()
+
+
+@pytest.fixture
+def small(monkeypatch):
+    monkeypatch.setattr(cifar, "FILE_RECORDS", 20)
+    body = archive(20)
+    monkeypatch.setattr(cifar, "SHA256", hashlib.sha256(body).hexdigest())
+    return body
+
+
+def test_fetch_and_load(server, small, tmp_path, monkeypatch):
+    server.body = small
+    data = cifar.load(tmp_path / "new")
+    assert data.train.images.shape == (100, 3, 32, 32) and data.test.labels.shape == (20,)
+    np.testing.assert_array_equal(data.test.labels, np.arange(20) % 10)
+    assert [p.name for p in (tmp_path / "new").iterdir()] == [cifar.FOLDER]
+    monkeypatch.setenv("MINIRES_CIFAR10_URL", "http://127.0.0.1:9/")  # from now on no network is needed
+    np.testing.assert_array_equal(cifar.load(tmp_path / "new").train.images, data.train.images)
+
+
+def test_another_file_is_refused(server, small, tmp_path):
+    server.body = small[:-1] + bytes([small[-1] ^ 1])
+    with pytest.raises(cifar.DataError, match="SHA-256"):
+        cifar.load(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_server(monkeypatch, tmp_path):
+    monkeypatch.setenv("MINIRES_CIFAR10_URL", "http://127.0.0.1:9/")
+    with pytest.raises(cifar.DataError, match="cannot fetch CIFAR-10 from http://127.0.0.1:9/: no connection"):
+        cifar.load(tmp_path)
+    with pytest.raises(cifar.DataError, match="CIFAR-10 is not in"):
+        cifar.load(tmp_path, download=False)
+
+
+def write_files(folder, **changed):
+    (folder / cifar.FOLDER).mkdir()
+    for name in cifar.TRAIN_FILES + cifar.TEST_FILES:
+        (folder / cifar.FOLDER / name).write_bytes(changed.get(name.split(".")[0], cifar.synthetic_records(20)))
+
+
+def test_damaged_files(tmp_path, small):
+    data = cifar.synthetic_records(20)
+    write_files(tmp_path, data_batch_3=data[:-100])
+    with pytest.raises(cifar.DataError, match=r"data_batch_3.bin has \d+ bytes instead of"):
+        cifar.load(tmp_path)
+
+
+def test_a_label_over_nine(tmp_path, small):
+    data = bytearray(cifar.synthetic_records(20))
+    data[7 * cifar.RECORD_BYTES] = 10
+    write_files(tmp_path, test_batch=bytes(data))
+    with pytest.raises(cifar.DataError, match="test_batch.bin has the label 10 in record 7"):
+        cifar.load(tmp_path)
+
+
+def test_parse():
+    split = cifar.parse(cifar.synthetic_records(30))
+    assert split.images.dtype == np.uint8 and split.labels.dtype == np.int32
+    for data in (b"", b"abc"):
+        with pytest.raises(cifar.DataError, match="not a positive multiple"):
+            cifar.parse(data)
+    with pytest.raises(ValueError, match="asked for 31 examples of 30"):
+        split.first(31)
+
+
+def test_synthetic_is_seeded():
+    assert cifar.synthetic_records(20, 1) == cifar.synthetic_records(20, 1)
+    assert cifar.synthetic_records(20, 1) != cifar.synthetic_records(20, 2)
+
+
+def test_loader_covers_every_image_once_and_depends_on_seed_and_epoch():
+    split = cifar.parse(cifar.synthetic_records(50))
+    split.labels[:] = np.arange(50)
+
+    def epoch(seed, number):
+        loader = cifar.Loader(split, 16, train=True, seed=seed)
+        loader.epoch = number
+        batches = [(x.numpy(), mr.device.current().to_host(y)) for x, y in loader]
+        assert [len(y) for _, y in batches] == [16, 16, 16, 2]
+        return np.concatenate([x for x, _ in batches]), np.concatenate([y for _, y in batches])
+
+    (x, labels), (x2, labels2) = epoch(0, 0), epoch(0, 0)
+    np.testing.assert_array_equal(np.sort(labels), np.arange(50))
+    np.testing.assert_array_equal(labels, labels2)
+    np.testing.assert_array_equal(x, x2)
+    for other in (epoch(0, 1), epoch(1, 0)):
+        assert not np.array_equal(labels, other[1])
+
+
+def test_loader_for_evaluation_keeps_the_order():
+    split = cifar.parse(cifar.synthetic_records(10))
+    ((x, labels),) = cifar.Loader(split, 10, train=False)
+    np.testing.assert_array_equal(mr.device.current().to_host(labels), split.labels)
+    mean, std = (np.array(v)[:, None, None] for v in (cifar.MEAN, cifar.STD))
+    np.testing.assert_allclose(x.numpy(), (split.images / 255 - mean) / std, atol=1e-6)
+    with pytest.raises(ValueError, match="batch_size must be at least 1"):
+        cifar.Loader(split, 0, train=False)
+
+
+def test_a_small_network_learns_the_synthetic_set():
+    mr.manual_seed(0)
+    data = cifar.synthetic(2500, 500)
+    net = mr.resnet.resnet(8)
+    train, test = cifar.Loader(data.train, 64, train=True), cifar.Loader(data.test, 100, train=False)
+    optimizer = mr.optim.SGD(net.parameters(), 0.1, momentum=0.9, weight_decay=5e-4, nesterov=True)
+    schedule = mr.optim.OneCycleLR(optimizer, 0.2, 6 * len(train))
+    for train.epoch in range(6):
+        for x, labels in train:
+            loss = mr.functional.cross_entropy(net(x), labels)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+    net.eval()
+    with mr.no_grad():
+        correct = sum(mr.functional.count_correct(net(x), labels) for x, labels in test)
+    assert correct / test.size > 0.9
+
+
+def test_the_real_files(cifar_dir):
+    data = cifar.load(cifar_dir, download=False)
+    for split, size in ((data.train, 50_000), (data.test, 10_000)):
+        assert np.bincount(split.labels).tolist() == [size // 10] * 10
+    pixels = data.train.images.astype(np.float64) / 255
+    np.testing.assert_allclose(pixels.mean((0, 2, 3)), cifar.MEAN, atol=1e-4)
+    np.testing.assert_allclose(pixels.std((0, 2, 3)), cifar.STD, atol=1e-3)

@@ -1,0 +1,135 @@
+import numpy as np
+import pytest
+import reference
+from reference import assert_close
+
+import minires as mr
+from minires import device
+
+GEOMETRIES = [  # batch, in and out channels, image, kernel, stride, padding
+    (1, 1, 1, (1, 1), (1, 1), (1, 1), (0, 0)),
+    (2, 3, 4, (5, 7), (3, 3), (1, 1), (1, 1)),
+    (2, 3, 16, (32, 32), (3, 3), (1, 1), (1, 1)),
+    (3, 16, 16, (9, 33), (3, 3), (1, 1), (1, 1)),
+    (2, 17, 33, (17, 16), (3, 3), (1, 1), (1, 1)),
+    (5, 20, 65, (8, 8), (3, 3), (1, 1), (1, 1)),
+    (2, 16, 32, (32, 32), (3, 3), (2, 2), (1, 1)),
+    (3, 33, 64, (15, 13), (3, 3), (2, 2), (1, 1)),
+    (2, 5, 6, (8, 9), (3, 3), (2, 2), (0, 2)),
+    (2, 5, 6, (6, 5), (3, 3), (1, 1), (2, 0)),
+    (1, 2, 3, (3, 3), (3, 3), (1, 1), (0, 0)),
+    (2, 4, 5, (7, 6), (2, 3), (2, 1), (1, 0)),
+    (2, 4, 5, (7, 7), (5, 5), (3, 3), (4, 4)),
+    (3, 8, 6, (9, 9), (1, 1), (2, 2), (0, 0)),
+    (2, 3, 4, (6, 4), (6, 4), (1, 1), (0, 0)),
+]
+
+
+@pytest.fixture(params=GEOMETRIES, ids=str)
+def case(request, rng, dtype):
+    n, c, o, image, kernel, stride, padding = request.param
+    x = rng.standard_normal((n, c, *image)).astype(dtype)
+    weight = rng.standard_normal((o, c, *kernel)).astype(dtype)
+    bias = rng.standard_normal(o).astype(dtype)
+    return x, weight, bias, stride, padding
+
+
+@pytest.mark.parametrize("algorithm", ["auto", "im2col"])
+def test_forward_and_gradients(case, dtype, rng, algorithm):
+    x, weight, bias, stride, padding = case
+    tensors = [mr.Tensor(a, requires_grad=True) for a in (x, weight, bias)]
+    y = mr.functional.conv2d(*tensors, stride, padding, algorithm)
+    assert_close(y, reference.conv2d(x, weight, stride, padding) + bias[:, None, None], dtype)
+    dy = rng.standard_normal(y.shape).astype(dtype)
+    y.backward(dy)
+    dx, d_weight = reference.conv2d_gradients(x, weight, dy, stride, padding)
+    for tensor, expected in zip(tensors, (dx, d_weight, dy.sum((0, 2, 3), np.float64)), strict=True):
+        assert_close(tensor.grad, expected, dtype)
+
+
+def test_fast_kernels_agree_with_the_readable_ones(case, dtype, rng):
+    x, weight, _, stride, padding = case
+    results = []
+    for algorithm in ("auto", "im2col"):
+        tensors = [mr.Tensor(a, requires_grad=True) for a in (x, weight)]
+        y = mr.functional.conv2d(*tensors, None, stride, padding, algorithm)
+        y.backward(np.cos(np.arange(y.data.size)).reshape(y.shape).astype(dtype))
+        results.append([y.numpy(), *(t.grad.numpy() for t in tensors)])
+    limit = 1e-5 if dtype == np.float32 else 1e-12
+    for fast, readable in zip(*results, strict=True):
+        assert np.abs(fast - readable).max() <= limit * np.abs(readable).max()
+
+
+def launched_kernels(monkeypatch, *arguments) -> set[str]:
+    names, launch = set(), device.launch
+
+    def recording(name, *args, **keywords):
+        names.add(name)
+        launch(name, *args, **keywords)
+
+    monkeypatch.setattr(device, "launch", recording)
+    tensors = [mr.Tensor(a, requires_grad=True) for a in arguments[:2]]
+    y = mr.functional.conv2d(*tensors, None, *arguments[2:])
+    y.backward(np.ones(y.shape, np.float32))
+    return names
+
+
+def test_which_kernels_run(monkeypatch):
+    x, weight = np.ones((1, 16, 32, 32), np.float32), np.ones((16, 16, 3, 3), np.float32)
+    fast = launched_kernels(monkeypatch, x, weight, 1, 1)
+    assert fast == {"conv3x3_pack_weight", "conv3x3_16x32", "conv3x3_weight_32", "conv3x3_weight_sum"}
+    readable = launched_kernels(monkeypatch, x, weight, 1, 1, "im2col")
+    assert {"im2col", "col2im", "sum_over_batch"} < readable
+    assert not any(name.startswith("conv3x3") for name in readable)
+    assert "im2col" in launched_kernels(monkeypatch, x, weight, 3, 1)
+
+
+def test_the_gpu_tiling_gives_the_same(monkeypatch, rng, current_device):
+    """What BLOCKED=false makes of the kernels, compiled for the CPU."""
+    if current_device != "cpu":
+        pytest.skip("the GPU uses this tiling anyway")
+    from minires.device import cpu
+
+    x = mr.Tensor(rng.standard_normal((3, 19, 17, 33)).astype(np.float32))
+    weights = [mr.Tensor(rng.standard_normal((o, 19, 3, 3)).astype(np.float32)) for o in (16, 33, 64)]
+
+    def results():
+        return [mr.functional.conv2d(x, w, None, s, 1).numpy() for w in weights for s in (1, 2)]
+
+    blocked = results()
+    monkeypatch.setattr(cpu.CpuDevice, "blocked", False)
+    device._library.cache_clear()
+    try:
+        striped = results()
+    finally:
+        device._library.cache_clear()
+    for a, b in zip(blocked, striped, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * np.abs(a).max())
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "words"),
+    [
+        ({"x": (2, 4, 5, 5)}, ValueError, "4 channels .* takes 3"),
+        ({"x": (3, 5, 5)}, ValueError, r"x must have the shape \(N, C, H, W\), got \(3, 5, 5\)"),
+        ({"x": (0, 3, 5, 5)}, ValueError, "x is empty"),
+        ({"weight": (4, 3, 3)}, ValueError, "weight must have the shape"),
+        ({"weight": (4, 3, 8, 3)}, ValueError, r"kernel \(8, 3\) is larger than the padded image \(7, 7\)"),
+        ({"bias": (5,)}, ValueError, r"bias must have the shape \(4,\)"),
+        ({"stride": 0}, ValueError, "stride must be at least 1, got 0"),
+        ({"stride": 1.5}, TypeError, "stride must be an integer"),
+        ({"stride": (1, 2, 3)}, TypeError, "stride must be an integer or a pair"),
+        ({"padding": -1}, ValueError, "padding must be at least 0, got -1"),
+        ({"padding": True}, TypeError, "padding must be an integer"),
+        ({"algorithm": "fft"}, ValueError, "algorithm must be 'auto' or 'im2col', got 'fft'"),
+        ({"weight_dtype": np.float64}, TypeError, "x is float32 but weight is float64"),
+    ],
+    ids=str,
+)
+def test_bad_input(change, error, words):
+    options = {"stride": 1, "padding": 1, "algorithm": "auto"} | change
+    x = mr.Tensor(np.zeros(options.pop("x", (2, 3, 5, 5)), np.float32))
+    weight = mr.Tensor(np.zeros(options.pop("weight", (4, 3, 3, 3)), options.pop("weight_dtype", np.float32)))
+    bias = mr.Tensor(np.zeros(options.pop("bias", (4,)), weight.dtype))
+    with pytest.raises(error, match=words):
+        mr.functional.conv2d(x, weight, bias, **options)

@@ -1,0 +1,62 @@
+import numpy as np
+import pytest
+from reference import log_softmax, smoothed_targets
+
+import minires as mr
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 2), (7, 10), (300, 10), (5, 1000)], ids=str)
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 1.0])
+def test_loss_and_gradient(rng, dtype, shape, smoothing):
+    n, c = shape
+    logits = mr.Tensor(rng.standard_normal(shape).astype(dtype) * 3, requires_grad=True)
+    labels = rng.integers(0, c, n)
+    loss = mr.functional.cross_entropy(logits, labels, smoothing)
+    targets, logp = smoothed_targets(labels, c, smoothing), log_softmax(logits.numpy())
+    expected = -(targets * logp).sum() / n
+    assert abs(loss.item() - expected) <= (1e-5 if dtype == np.float32 else 1e-13) * max(1, abs(expected))
+    loss.backward(np.array(1.5, dtype))
+    gradient = 1.5 * (np.exp(logp) - targets) / n
+    np.testing.assert_allclose(logits.grad.numpy(), gradient, rtol=0, atol=(1e-6 if dtype == np.float32 else 1e-15))
+
+
+def test_large_logits_do_not_overflow(dtype):
+    logits = mr.Tensor(np.array([[1e4, -1e4, 0], [-1e4, 1e4, 1e4]], dtype))
+    loss = mr.functional.cross_entropy(logits, np.array([0, 1]))
+    assert loss.item() == pytest.approx(np.log(2) / 2, rel=1e-6)
+
+
+@pytest.mark.parametrize("integer", [np.int8, np.uint8, np.int32, np.int64])
+def test_integer_types(integer, rng):
+    logits = mr.Tensor(rng.standard_normal((4, 5)))
+    labels = np.array([0, 4, 2, 1])
+    expected = mr.functional.cross_entropy(logits, labels.astype(np.int32)).item()
+    assert mr.functional.cross_entropy(logits, labels.astype(integer)).item() == expected
+
+
+@pytest.mark.parametrize(
+    ("labels", "error", "words"),
+    [
+        (np.array([0, 3, 1]), ValueError, r"target\[1\] is 3, .* labels lie in 0 .. 2"),
+        (np.array([0, 1, -1]), ValueError, r"target\[2\] is -1"),
+        (np.array([2**32, 0, 1]), ValueError, r"target\[0\] is 4294967296"),
+        (np.array([0.0, 1.0, 2.0]), TypeError, "integer array, got float64"),
+        (np.array([0, 1]), ValueError, r"must have the shape \(3,\)"),
+        (5, TypeError, "integer array, got int"),
+    ],
+    ids=str,
+)
+def test_bad_labels(labels, error, words):
+    with pytest.raises(error, match=words):
+        mr.functional.cross_entropy(mr.Tensor(np.zeros((3, 3), np.float32)), labels)
+
+
+def test_bad_smoothing():
+    with pytest.raises(ValueError, match="label_smoothing must lie in 0 .. 1, got nan"):
+        mr.functional.cross_entropy(mr.Tensor(np.zeros((1, 3), np.float32)), np.array([0]), float("nan"))
+
+
+def test_count_correct(rng, dtype):
+    logits = rng.integers(-2, 3, (1000, 4)).astype(dtype)  # many ties: the first of the largest counts
+    labels = rng.integers(0, 4, 1000)
+    assert mr.functional.count_correct(mr.Tensor(logits), labels) == (logits.argmax(1) == labels).sum()

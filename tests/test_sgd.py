@@ -1,0 +1,54 @@
+import numpy as np
+import pytest
+
+import minires as mr
+
+OPTIONS = [
+    {"lr": 0.1},
+    {"lr": 0.1, "weight_decay": 0.01},
+    {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.01},
+    {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.01, "nesterov": True},
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("shape", [(1,), (300, 3)], ids=str)
+def test_ten_steps(rng, dtype, options, shape):
+    parameter = mr.Tensor(rng.standard_normal(shape).astype(dtype), requires_grad=True)
+    optimizer = mr.optim.SGD([parameter], **options)
+    w, v = parameter.numpy().astype(np.float64), np.zeros(shape)
+    momentum = options.get("momentum", 0)
+    for _ in range(10):
+        gradient = rng.standard_normal(shape).astype(dtype)
+        parameter.grad = mr.Tensor(gradient)
+        optimizer.step()
+        g = gradient + options.get("weight_decay", 0) * w
+        v = momentum * v + g
+        w = w - options["lr"] * (g + momentum * v if options.get("nesterov") else v)
+    np.testing.assert_allclose(parameter.numpy(), w, rtol=0, atol=1e-5 if dtype == np.float32 else 1e-13)
+
+
+def test_parameters_without_a_gradient_are_left_alone():
+    used, unused = (mr.Tensor(np.ones(3, np.float32), requires_grad=True) for _ in range(2))
+    used.grad = mr.Tensor(np.ones(3, np.float32))
+    mr.optim.SGD([used, unused], lr=0.5, weight_decay=0.1).step()
+    np.testing.assert_array_equal(unused.numpy(), 1)
+    np.testing.assert_allclose(used.numpy(), 1 - 0.5 * 1.1, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"lr": float("nan")}, "lr must be finite and not negative, got nan"),
+        ({"lr": -1.0}, "lr must be"),
+        ({"lr": 0.1, "momentum": -0.1}, "momentum must be"),
+        ({"lr": 0.1, "weight_decay": float("inf")}, "weight_decay must be"),
+        ({"lr": 0.1, "nesterov": True}, "nesterov needs a momentum"),
+    ],
+    ids=str,
+)
+def test_bad_options(options, words):
+    with pytest.raises(ValueError, match=words):
+        mr.optim.SGD([mr.Tensor([1.0], requires_grad=True)], **options)
+    with pytest.raises(ValueError, match="params is empty"):
+        mr.optim.SGD([], 0.1)

@@ -1,0 +1,77 @@
+"""examples/train_cifar.py, run as a user runs it."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import minires as mr
+
+SCRIPT = Path(__file__).resolve().parent.parent / "examples" / "train_cifar.py"
+
+
+def train(folder, *options, **environment):
+    variables = os.environ | {"MINIRES_CIFAR10_URL": "http://127.0.0.1:9/", "MINIRES_DATA": "no-data"} | environment
+    command = [sys.executable, str(SCRIPT), "--depth", "8", "--device", mr.get_device(), *options]
+    return subprocess.run(command, cwd=folder, env=variables, text=True, capture_output=True, check=False)
+
+
+def test_auto_falls_back_loudly_and_writes_everything(tmp_path):
+    sizes = ["--train-size", "300", "--test-size", "100", "--epochs", "2", "--batch-size", "50"]
+    result = train(tmp_path, *sizes)
+    assert result.returncode == 0, result.stderr
+    assert "CIFAR-10 IS NOT THERE: cannot fetch" in result.stdout
+    assert "75,290 parameters" in result.stdout
+    out = tmp_path / "runs" / "synthetic-resnet8A-fast-seed0"
+    records = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert [r["epoch"] for r in records] == [1, 2]
+    keys = ["lr", "train_loss", "train_accuracy", "test_loss", "test_accuracy", "seconds", "images_per_second"]
+    for record in records:
+        assert all(isinstance(record[key], float) for key in keys)
+        assert 0 <= record["test_accuracy"] <= 1
+        assert record["dataset"] == "synthetic"
+    assert (out / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+    state, metadata = mr.checkpoint.load(out / "last.safetensors")
+    assert metadata == {"depth": "8", "shortcut": "A", "dataset": "synthetic", "epoch": "2"}
+    net = mr.resnet.resnet(8)
+    net.load_state_dict(state)
+    test = mr.cifar.Loader(mr.cifar.synthetic(300, 100).test, 50, train=False)
+    with mr.no_grad():
+        correct = sum(mr.functional.count_correct(net.eval()(x), labels) for x, labels in test)
+    assert correct / 100 == records[-1]["test_accuracy"]
+
+    again = train(tmp_path, *sizes, "--dataset", "synthetic", "--recipe", "paper", "--out", str(out))
+    assert again.returncode == 1 and "holds a run already" in again.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--dataset", "cifar10"], "cannot fetch CIFAR-10 from http://127.0.0.1:9/: no connection; give the folder"),
+        (["--dataset", "synthetic", "--depth", "9"], "depth must be 6 n + 2"),
+        (["--dataset", "synthetic", "--lr", "nan"], "lr must be finite and not negative, got nan"),
+        (["--dataset", "synthetic", "--lr", "1e30", "--train-size", "300"], "the loss is "),
+        (["--batch-size", "0"], "--batch-size must be at least 1, got 0"),
+        (["--recipe", "slow"], "invalid choice: 'slow'"),
+        (["--frobnicate"], "unrecognized arguments: --frobnicate"),
+    ],
+    ids=str,
+)
+def test_mistakes_end_in_one_sentence(tmp_path, options, words):
+    result = train(tmp_path, *options)
+    assert result.returncode != 0
+    assert words in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_real_data(cifar_dir, tmp_path):
+    sizes = ["--train-size", "1000", "--test-size", "500", "--epochs", "3", "--batch-size", "50"]
+    result = train(tmp_path, "--data-dir", str(cifar_dir.resolve()), *sizes, "--out", "run")
+    assert result.returncode == 0, result.stderr
+    last = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert last["dataset"] == "cifar10"
+    assert last["test_accuracy"] > 0.25  # chance is 0.1
