@@ -10,7 +10,7 @@ Names are PyTorch's. The kernels run on an NVIDIA GPU or, compiled by a C++ comp
 """
 
 from . import checkpoint, cifar, functional, nn, optim, resnet
-from .device import DeviceError, RawKernel, describe_device, get_device, set_device
+from .device import DeviceError, RawKernel, SanitizerError, describe_device, get_device, sanitize, set_device
 from .gradcheck import GradcheckError, gradcheck
 from .nn import manual_seed
 from .tensor import Tensor, no_grad
@@ -19,6 +19,7 @@ __all__ = [
     "DeviceError",
     "GradcheckError",
     "RawKernel",
+    "SanitizerError",
     "Tensor",
     "checkpoint",
     "cifar",
@@ -31,6 +32,7 @@ __all__ = [
     "no_grad",
     "optim",
     "resnet",
+    "sanitize",
     "set_device",
 ]
 __version__ = "0.1.0"

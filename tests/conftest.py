@@ -1,7 +1,11 @@
-"""Every test runs on each device that is usable here, with fresh device memory full of NaN."""
+"""Every test runs on each device that is usable here, with fresh device memory full of NaN.
+
+The tests of a kernel, those in test_<file of kernels/>.py, run under the sanitizer of the CPU device as well.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -23,20 +27,35 @@ def _usable(name: str) -> bool:
 DEVICES = [name for name in ("cpu", "cuda") if _usable(name)]
 
 
-@pytest.fixture(autouse=True, params=DEVICES)
+def pytest_addoption(parser):
+    parser.addoption("--no-sanitize", action="store_true", help="do not run the kernels' tests under the sanitizer too")
+    parser.addoption("--sanitize-seed", type=int, default=0, help="decides the random order of the threads")
+
+
+def pytest_generate_tests(metafunc):
+    tests_a_kernel = (device.KERNELS_DIR / f"{metafunc.module.__name__.removeprefix('test_')}.cu").exists()
+    sanitize = tests_a_kernel and "cpu" in DEVICES and not metafunc.config.getoption("no_sanitize")
+    metafunc.parametrize("current_device", DEVICES + ["sanitizer"] * sanitize, indirect=True)
+
+
+@pytest.fixture(autouse=True)
 def current_device(request, monkeypatch):
     """Makes the device current; what a kernel leaves unwritten is then NaN, or -1 in an array of integers."""
-    mr.set_device(request.param)
+    name = "cpu" if request.param == "sanitizer" else request.param
+    mr.set_device(name)
     now = device.current()
-    empty = now.empty
+    with contextlib.ExitStack() as stack:
+        if request.param == "sanitizer":
+            stack.enter_context(mr.sanitize(seed=request.config.getoption("sanitize_seed")))
+        empty = now.empty
 
-    def poisoned(shape, dtype):
-        array = empty(shape, dtype)
-        array.reshape(-1).view(np.uint8)[...] = 255
-        return array
+        def poisoned(shape, dtype):
+            array = empty(shape, dtype)
+            array.reshape(-1).view(np.uint8)[...] = 255
+            return array
 
-    monkeypatch.setattr(now, "empty", poisoned)
-    return request.param
+        monkeypatch.setattr(now, "empty", poisoned)
+        yield name
 
 
 @pytest.fixture(params=[np.float32, np.float64], ids=["float", "double"])

@@ -32,7 +32,7 @@ def test_without_augmentation_it_normalises(dtype):
 def test_each_image_is_one_of_the_crops_of_itself(dtype):
     """And over many images all 9 x 9 offsets and both directions occur, about equally often."""
     images = np.random.default_rng(1).integers(0, 256, (8, 3, 32, 32), np.uint8)  # noise: no two crops look alike
-    indices = np.tile(np.arange(8, dtype=np.int32), 1000)
+    indices = np.tile(np.arange(8, dtype=np.int32), 500)
     y = launch(images, indices, 4, 1, 12345, dtype)
     padded = np.pad(images, ((0, 0), (0, 0), (4, 4), (4, 4)))
     crops = {}
@@ -55,7 +55,7 @@ def test_each_image_is_one_of_the_crops_of_itself(dtype):
         seen.append((dy, dx, flipped))
     counts = np.unique(seen, axis=0, return_counts=True)[1]
     assert len(counts) == 9 * 9 * 2
-    assert counts.min() > 20 and counts.max() < 90  # 49 expected, standard deviation 7
+    assert counts.min() > 6 and counts.max() < 50  # 25 expected, standard deviation 5
 
 
 def test_the_seed_decides_everything(dtype):

@@ -6,7 +6,7 @@ import pytest
 from minires.device.cuda import nvrtc_options
 from minires.device.source import expand_include, library_source
 
-nvrtc = pytest.importorskip("cupy.cuda.nvrtc", reason="NVRTC comes with CuPy: pip install cupy-cuda12x")
+nvrtc = pytest.importorskip("cupy.cuda", reason="NVRTC comes with CuPy: pip install cupy-cuda12x").nvrtc
 
 ARCHITECTURES = [75, 80, 86, 89, 90, 100, 120]
 

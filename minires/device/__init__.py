@@ -7,23 +7,28 @@ first and NumPy's on the second.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
 
+from .sanitizer import Sanitizer, SanitizerError
 from .source import KERNELS_DIR, DeviceError, Module, Signature, library_source
 
 __all__ = [
     "KERNELS_DIR",
     "DeviceError",
     "RawKernel",
+    "SanitizerError",
     "Signature",
     "current",
     "describe_device",
     "get_device",
     "launch",
+    "sanitize",
     "set_device",
 ]
 
@@ -78,8 +83,28 @@ def set_device(name: str) -> None:
     _current = _make(name)
 
 
+@contextlib.contextmanager
+def sanitize(checks: str | Iterable[str] = "all", seed: int = 0) -> Iterator[None]:
+    """Within this context kernels run slowly, one thread after another, and what CUDA leaves undefined is an error.
+
+    `checks` are "all" or some of "race", "mem", "init" and "sync", as a list or with commas between; MINIRES_SANITIZE
+    is the same for a whole process. Launches run in forward, reverse and random orders, which `seed` decides. Only
+    arrays made within the context are checked for "init". Raises SanitizerError, with kernel, source line, block,
+    thread, array and index, where it finds something; ValueError for an unknown check; DeviceError on a GPU, where
+    NVIDIA's compute-sanitizer does this.
+    """
+    now = current()
+    if now.name != "cpu":
+        raise DeviceError("the sanitizer is one of the cpu device; on a GPU run NVIDIA's compute-sanitizer")
+    before, now.sanitizer = now.sanitizer, Sanitizer(checks, seed)
+    try:
+        yield
+    finally:
+        now.sanitizer = before
+
+
 @functools.cache
-def _library(device, scalar: np.dtype) -> Module:
+def _library(device, scalar: np.dtype, sanitized: bool) -> Module:
     return device.compile(library_source(), scalar)
 
 
@@ -95,23 +120,33 @@ def launch(
     now = current()
     if scalar is None:
         scalar = next(a.dtype for a in args if isinstance(a, now.array_type) and a.dtype.kind == "f")
-    _library(now, scalar).kernel(name)(grid, block, args)
+    _library(now, scalar, now.sanitizer is not None).kernel(name)(grid, block, args)
 
 
 class RawKernel:
     """A CUDA C++ kernel of your own, compiled for the current device and called as `cupy.RawKernel` is.
 
     `code` is CUDA C++17 that holds `extern "C" __global__ void name(...)`; `#include "common.cuh"` finds the one in
-    `kernels/`, and `scalar_t` is float. `kernel(grid, block, args)` launches it: `grid` and `block` are tuples of one
-    to three integers, `args` a tuple of device arrays (None is a null pointer) and scalars. Scalars are converted to
-    their parameter's type; an array must have it already.
+    `kernels/`, and `scalar_t` is float. `kernel(grid, block, args)` launches it on the current device: `grid` and
+    `block` are tuples of one to three integers, `args` a tuple of device arrays (None is a null pointer) and scalars.
+    Scalars are converted to their parameter's type; an array must have it already.
 
     Raises DeviceError with the compiler's message where the code does not compile, TypeError or ValueError where an
     argument or the launch geometry does not fit.
     """
 
     def __init__(self, code: str, name: str) -> None:
-        self._kernel = current().compile(code, np.dtype(np.float32)).kernel(name)
+        self._code, self._name = code, name
+        self._compiled()
+
+    def _compiled(self) -> Callable:
+        now = current()
+        return _user_module(now, self._code, now.sanitizer is not None).kernel(self._name)
 
     def __call__(self, grid: tuple[int, ...], block: tuple[int, ...], args: tuple) -> None:
-        self._kernel(grid, block, args)
+        self._compiled()(grid, block, args)
+
+
+@functools.lru_cache(maxsize=256)
+def _user_module(device, code: str, sanitized: bool) -> Module:
+    return device.compile(f'#line 1 "RawKernel"\n{code}', np.dtype(np.float32))

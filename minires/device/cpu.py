@@ -7,6 +7,7 @@ import hashlib
 import math
 import os
 import platform
+import re
 import shlex
 import shutil
 import subprocess
@@ -17,10 +18,11 @@ from pathlib import Path
 
 import numpy as np
 
-from .source import DeviceError, Module, Signature, expand_include
+from .sanitizer import Sanitizer
+from .source import DeviceError, Module, Signature, expand_include, pack_arguments
 
 _HEADER = Path(__file__).with_name("cuda_on_cpu.h")
-_FLAGS = ["-std=c++17", "-shared", "-fPIC", "-pthread", "-fvisibility=hidden", "-march=native", "-w"]
+_FLAGS = ["-std=c++17", "-fPIC", "-pthread", "-fvisibility=hidden", "-march=native", "-w"]
 _FLAGS += ["-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"]  # what NVRTC assumes too; NaN stays NaN
 
 
@@ -63,51 +65,53 @@ def _processor() -> str:
         return platform.processor()
 
 
-def build(code: str, scalar: np.dtype, blocked: bool = True) -> Path:
+def build(code: str, scalar: np.dtype, blocked: bool = True, sanitize: bool = False) -> Path:
     """The shared library with the kernels of `code`, from the cache or compiled now.
 
     Two processes may compile the same code at once: each writes a file of its own and renames it into place.
     """
     compiler = _compiler()
-    kernels = Signature.parse(code, scalar)
     version = subprocess.run([*compiler, "--version"], capture_output=True, text=True, check=False).stdout
     is_clang = "clang" in version
-    unit = expand_include(code) + "".join(f"\nMINIRES_KERNEL({name})" for name in kernels) + "\n"
+    unit = expand_include(code) + "".join(f"\nMINIRES_KERNEL({name})" for name in Signature.parse(code, scalar)) + "\n"
     if not is_clang:  # g++ spells CUDA's pragma its own way
         unit = unit.replace("#pragma unroll", "#pragma GCC unroll 16")
     c_type = {"float32": "float", "float64": "double"}[scalar.name]
-    command = [
-        *compiler,
-        *_FLAGS,
-        *_tuning(is_clang),
-        f"-Dscalar_t={c_type}",
-        f"-DBLOCKED={str(blocked).lower()}",
-        "-include",
-        str(_HEADER),
-        "-x",
-        "c++",
-        "-",
-    ]
-    key = hashlib.sha256("\0".join([unit, _HEADER.read_text(), *command, version, _processor()]).encode()).hexdigest()
+    flags = [*_FLAGS, f"-Dscalar_t={c_type}", f"-DBLOCKED={str(blocked).lower()}"]
+    if sanitize:
+        unit = _SHARED.sub(r"MINIRES_SHARED(\1, \2, \3);", unit)
+        flags += _SANITIZE_FLAGS
+    else:
+        flags += _tuning(is_clang)
+    runtime = [path.read_text() for path in sorted(_HEADER.parent.glob("*.[hc]*"))]
+    key = hashlib.sha256("\0".join([unit, *runtime, *compiler, *flags, version, _processor()]).encode()).hexdigest()
     library = _cache_dir() / f"{key[:32]}.so"
     if not library.exists():
-        _compile(command, unit, library)
+        _compile(compiler, flags, unit, library, sanitize)
     return library
 
 
-def _compile(command: list[str], unit: str, library: Path) -> None:
+# An array of shared memory becomes one between red zones, and its name is kept: see sanitizer.h.
+_SHARED = re.compile(r"__shared__\s+(?:__align__\(\d+\)\s+)?((?:unsigned\s+)?\w+)\s+(\w+)((?:\[[^\]]+\])*)\s*;")
+_SANITIZE_FLAGS = ["-O1", "-g1", "-fsanitize=thread", "-DMINIRES_SANITIZE"]
+
+
+def _compile(compiler: list[str], flags: list[str], unit: str, library: Path, sanitize: bool) -> None:
     try:
-        handle, temporary = tempfile.mkstemp(suffix=".so", dir=library.parent)
+        folder = tempfile.TemporaryDirectory(dir=library.parent, prefix=".compile-")
     except OSError as error:
         raise DeviceError(f"cannot write to {library.parent} ({error}): set XDG_CACHE_HOME") from None
-    os.close(handle)
-    try:
-        result = subprocess.run([*command, "-o", temporary], input=unit, capture_output=True, text=True, check=False)
-        if result.returncode:
-            raise DeviceError(f"{command[0]} could not compile the kernels:\n{result.stderr.strip()}")
-        os.replace(temporary, library)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
+    with folder as name:
+        kernels, runtime, linked = (f"{name}/{file}" for file in ("kernels.o", "runtime.o", "linked.so"))
+        steps = [[*flags, "-include", str(_HEADER), "-c", "-x", "c++", "-", "-o", kernels]]
+        if sanitize:  # the runtime itself is not watched
+            steps += [[*_FLAGS, "-O2", "-c", str(_HEADER.with_name("sanitizer.cpp")), "-o", runtime]]
+        steps += [[*_FLAGS, "-shared", kernels, *([runtime] if sanitize else []), "-o", linked]]
+        for step in steps:
+            result = subprocess.run([*compiler, *step], input=unit, capture_output=True, text=True, check=False)
+            if result.returncode:
+                raise DeviceError(f"{compiler[0]} could not compile the kernels:\n{result.stderr.strip()}")
+        os.replace(linked, library)
 
 
 def _thread_count() -> int:
@@ -143,6 +147,8 @@ class CpuDevice:
         self.threads = _thread_count()
         # A training step asks for the same sizes each time. Fresh memory costs a page fault every 4 KB, so keep it.
         self._pools: dict[int, list[np.ndarray]] = defaultdict(list)
+        checks = os.environ.get("MINIRES_SANITIZE", "0")
+        self.sanitizer = Sanitizer(checks) if checks not in ("", "0") else None
 
     def description(self) -> str:
         return f"cpu, {self.threads} threads, {' '.join(_compiler())}"
@@ -151,17 +157,25 @@ class CpuDevice:
         """An uninitialised array of device memory."""
         count = math.prod(shape)
         nbytes = max(count * np.dtype(dtype).itemsize, 1)
-        memory = np.asarray(_Memory(self._pools[nbytes], nbytes))
+        if self.sanitizer:
+            memory = np.empty(nbytes, np.uint8)
+            self.sanitizer.tracker.add(memory)
+        else:
+            memory = np.asarray(_Memory(self._pools[nbytes], nbytes))
         return memory[: count * np.dtype(dtype).itemsize].view(dtype).reshape(shape)
 
     def to_device(self, array: np.ndarray) -> np.ndarray:
         """A copy of a host array in device memory."""
         copy = self.empty(array.shape, array.dtype)
         np.copyto(copy, array)
+        if self.sanitizer and (written := self.sanitizer.tracker.find(copy)) is not None:
+            written[...] = 1
         return copy
 
     def to_host(self, array: np.ndarray) -> np.ndarray:
         """A copy of a device array as a NumPy array."""
+        if self.sanitizer:
+            self.sanitizer.check_written(array)
         return np.array(array)
 
     def synchronize(self) -> None:
@@ -169,10 +183,13 @@ class CpuDevice:
 
     def compile(self, code: str, scalar: np.dtype) -> Module:
         """Compile CUDA C++, with `scalar` as scalar_t. Raises DeviceError with the compiler's message."""
-        path = build(code, scalar, self.blocked)
+        path = build(code, scalar, self.blocked, self.sanitizer is not None)
         library = ctypes.CDLL(str(path))
+        signatures = Signature.parse(code, scalar)
 
         def function(name: str) -> Callable:
+            if self.sanitizer:
+                return lambda *launch: self.sanitizer.launch(path, library, signatures[name], *launch)
             launcher = library[f"minires_launch_{name}"]
             launcher.restype = ctypes.c_int64
             return lambda grid, block, args: self._launch(name, launcher, grid, block, args)
@@ -180,10 +197,7 @@ class CpuDevice:
         return Module(code, scalar, np.ndarray, function)
 
     def _launch(self, name: str, launcher: Callable, grid: tuple, block: tuple, args: list) -> None:
-        values = [
-            ctypes.c_void_p(_address(a)) if a is None or isinstance(a, np.ndarray) else _C[a.dtype](a) for a in args
-        ]
-        pointers = (ctypes.c_void_p * len(values))(*map(ctypes.addressof, values))
+        values, pointers = pack_arguments(args)
         stuck = launcher((ctypes.c_uint * 6)(*grid, *block), pointers, self.threads)
         if stuck >= 0:
             index = stuck % grid[0], stuck // grid[0] % grid[1], stuck // grid[0] // grid[1]
@@ -191,10 +205,3 @@ class CpuDevice:
                 f"kernel {name}, block {index}: some threads wait at a barrier or warp primitive that the others of "
                 "the block never reach (a barrier in a branch, or a mask that names absent lanes)"
             )
-
-
-def _address(array: np.ndarray | None) -> int | None:
-    return None if array is None else array.__array_interface__["data"][0]
-
-
-_C = {np.dtype(t): c for t, c in ((t, np.ctypeslib.as_ctypes_type(t)) for t in "?bBhHiIqQfd")}

@@ -45,6 +45,7 @@ class CudaDevice:
     """CuPy arrays as device memory; kernels run on CuPy's current stream."""
 
     name = "cuda"
+    sanitizer = None
     reduction_threads = 256  # of a block that adds up many values
 
     def __init__(self) -> None:

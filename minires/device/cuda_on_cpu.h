@@ -1,10 +1,5 @@
-// CUDA's built-ins for a C++17 compiler, so that an unmodified .cu file compiles for, and runs on, a CPU.
-//
-// How a launch runs. The blocks of the grid are handed out to a pool of OS threads; a block stays on one of them
-// and runs on it alone, so __shared__ is thread-local storage. The threads of a block run one after another, as a
-// plain loop that the compiler may vectorise. Only when a thread reaches a barrier or a warp primitive and has to
-// wait do the threads after it get stacks of their own (fibers) and take turns, switching at barriers. Which OS
-// thread runs a block changes nothing in the result.
+// CUDA's built-ins for a C++17 compiler, so that an unmodified .cu file compiles for, and runs on, a CPU: first the
+// language, then the threads of a launch (threads.h, or sanitizer.h, which watches over them), then the shuffles.
 #pragma once
 
 #include <math.h>
@@ -12,16 +7,10 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 
-#include <atomic>
-#include <condition_variable>
-#include <mutex>
-#include <thread>
 #include <tuple>
 #include <type_traits>
 #include <utility>
-#include <vector>
 
 // ---------------------------------------------------------------------------------------------------------------
 // The language: qualifiers, vector types, math
@@ -30,7 +19,6 @@
 #define __device__
 #define __host__
 #define __constant__ static
-#define __shared__ static __thread
 #define __forceinline__ inline __attribute__((always_inline))
 #define __noinline__ __attribute__((noinline))
 #define __align__(n) __attribute__((aligned(n)))
@@ -79,439 +67,41 @@ static inline int __ffs(int x) { return __builtin_ffs(x); }
 static inline int __clz(int x) { return x ? __builtin_clz(unsigned(x)) : 32; }
 template <class T> static inline T __ldg(const T* p) { return *p; }
 
-template <class T> static inline T atomicAdd(T* p, std::common_type_t<T> v) {
-    if constexpr (std::is_integral_v<T>) {
-        return __atomic_fetch_add(p, v, __ATOMIC_RELAXED);
-    } else {
-        T old = *p, sum;
-        do sum = old + v;
-        while (!__atomic_compare_exchange(p, &old, &sum, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED));
-        return old;
-    }
-}
-static inline void __threadfence() { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
-static inline void __threadfence_block() {}
-
-static __thread uint3 threadIdx, blockIdx, gridDim, blockDim;
 static const int warpSize = 32;
 
 // ---------------------------------------------------------------------------------------------------------------
-// Fibers: a stack each, and a switch of a few instructions
+// Threads, barriers and launches
 
-namespace minires {
-
-// Saves the caller's callee-saved registers on its stack, its stack pointer in *save, and continues at `to`.
-#if defined(__x86_64__)
-extern "C" __attribute__((visibility("hidden"))) void minires_switch(void** save, void* to);
-#if defined(__APPLE__)
-#define MINIRES_SYMBOL "_minires_switch"
+#ifdef MINIRES_SANITIZE
+#include "sanitizer.h"
 #else
-#define MINIRES_SYMBOL "minires_switch"
+#include "threads.h"
 #endif
-asm(".text\n" MINIRES_SYMBOL ":\n"
-    "  pushq %rbp\n  pushq %rbx\n  pushq %r12\n  pushq %r13\n  pushq %r14\n  pushq %r15\n"
-    "  movq %rsp, (%rdi)\n  movq %rsi, %rsp\n"
-    "  popq %r15\n  popq %r14\n  popq %r13\n  popq %r12\n  popq %rbx\n  popq %rbp\n  ret\n");
-static void* first_context(char* top, void (*entry)()) {
-    void** sp = reinterpret_cast<void**>(top);
-    *--sp = nullptr;  // where `entry` would return to; also aligns its frame as a call would
-    *--sp = reinterpret_cast<void*>(entry);
-    for (int i = 0; i < 6; ++i) *--sp = nullptr;
-    return sp;
-}
-#elif defined(__aarch64__)
-extern "C" __attribute__((visibility("hidden"))) void minires_switch(void** save, void* to);
-#if defined(__APPLE__)
-#define MINIRES_SYMBOL "_minires_switch"
-#else
-#define MINIRES_SYMBOL "minires_switch"
-#endif
-asm(".text\n.p2align 2\n" MINIRES_SYMBOL ":\n"
-    "  sub sp, sp, #160\n"
-    "  stp x19, x20, [sp, #0]\n  stp x21, x22, [sp, #16]\n  stp x23, x24, [sp, #32]\n"
-    "  stp x25, x26, [sp, #48]\n  stp x27, x28, [sp, #64]\n  stp x29, x30, [sp, #80]\n"
-    "  stp d8, d9, [sp, #96]\n  stp d10, d11, [sp, #112]\n  stp d12, d13, [sp, #128]\n  stp d14, d15, [sp, #144]\n"
-    "  mov x9, sp\n  str x9, [x0]\n  mov sp, x1\n"
-    "  ldp x19, x20, [sp, #0]\n  ldp x21, x22, [sp, #16]\n  ldp x23, x24, [sp, #32]\n"
-    "  ldp x25, x26, [sp, #48]\n  ldp x27, x28, [sp, #64]\n  ldp x29, x30, [sp, #80]\n"
-    "  ldp d8, d9, [sp, #96]\n  ldp d10, d11, [sp, #112]\n  ldp d12, d13, [sp, #128]\n  ldp d14, d15, [sp, #144]\n"
-    "  add sp, sp, #160\n  ret\n");
-static void* first_context(char* top, void (*entry)()) {
-    void** sp = reinterpret_cast<void**>(top - 160);
-    memset(sp, 0, 160);
-    sp[11] = reinterpret_cast<void*>(entry);  // x30, the link register
-    return sp;
-}
-#else
-#include <ucontext.h>
-static void minires_switch(void** save, void* to) {
-    ucontext_t here;
-    *save = &here;
-    swapcontext(&here, static_cast<ucontext_t*>(to));
-}
-static void* first_context(char* top, void (*entry)()) {
-    char* base = top - 96 * 1024;
-    ucontext_t* context = new (top - sizeof(ucontext_t)) ucontext_t;
-    getcontext(context);
-    context->uc_stack.ss_sp = base;
-    context->uc_stack.ss_size = 92 * 1024;
-    makecontext(context, entry, 0);
-    return context;
-}
-#endif
-
-constexpr size_t stack_bytes = 128 * 1024, guard_bytes = 16 * 1024;
-
-struct Fiber {
-    void* context;  // where to continue it while it is parked between two uses
-    char* top;
-};
 
 // ---------------------------------------------------------------------------------------------------------------
-// A block of threads in flight on this OS thread
-
-struct Block {
-    unsigned count;         // threads in the block
-    unsigned started;       // threads 0 .. started-1 have begun
-    unsigned exited;        // how many of those have ended
-    unsigned arrived;       // how many wait at the block's barrier
-    unsigned generation;    // of that barrier: thread t waits there while waiting_for[t] == generation
-    unsigned running;       // the thread that runs now, once threads are fibers
-    unsigned first;         // the thread that waited first: it stays on the OS thread's own stack
-    bool suspended;         // some thread has waited, so the threads have become fibers
-    bool deadlocked;
-    void (*body)(void** args);
-    void** args;
-    std::vector<void*> context;          // of each thread that waits
-    std::vector<unsigned> waiting_for;   // a barrier's generation
-    std::vector<unsigned> warp_ended;    // bit l of word w: lane l of warp w has ended, or does not exist
-    std::vector<unsigned> warp_waiting;  // bit l of word w: lane l of warp w waits at a warp primitive ...
-    std::vector<unsigned> warp_mask;     // ... for the lanes of warp_mask[thread]
-    std::vector<uint64_t> warp_slot;     // what each thread offers to a shuffle
-    std::vector<Fiber*> fibers, parked;
-    Fiber* entering;
-};
-static __thread Block* block;
-struct Deadlock {};
-
-static inline unsigned linear_thread() {
-    return threadIdx.x + blockDim.x * (threadIdx.y + blockDim.y * threadIdx.z);
-}
-static void set_thread(unsigned t) {
-    threadIdx = {t % blockDim.x, t / blockDim.x % blockDim.y, t / (blockDim.x * blockDim.y)};
-}
-
-static inline bool runnable(const Block& b, unsigned t) {
-    const unsigned idle = b.warp_ended[t / 32] | b.warp_waiting[t / 32];
-    return b.waiting_for[t] != b.generation && !(idle >> (t % 32) & 1);
-}
-
-// The thread to run when t cannot: the next one in cyclic order, so that all reach a barrier in order. The first
-// one, which owns the OS thread's stack, when all have ended or none can run.
-static inline unsigned next_thread(Block& b, unsigned t) {
-    for (unsigned i = 1; i <= b.count; ++i) {
-        unsigned u = t + i < b.count ? t + i : t + i - b.count;
-        if (u == b.started || (u < b.started && runnable(b, u))) return u;
-    }
-    b.deadlocked = b.exited < b.count;
-    return b.first;
-}
-
-static void enter_fiber();
-
-static Fiber* take_fiber(Block& b) {
-    if (b.parked.empty()) {
-        char* base = static_cast<char*>(mmap(nullptr, stack_bytes, PROT_READ | PROT_WRITE,
-                                             MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
-        if (base == MAP_FAILED) abort();
-        mprotect(base, guard_bytes, PROT_NONE);
-        // Stacks a power of two apart would share a few cache sets: stagger them.
-        Fiber* fiber = new Fiber{nullptr, base + stack_bytes - (b.fibers.size() % 61) * 192};
-        fiber->context = first_context(fiber->top - 64, enter_fiber);
-        b.fibers.push_back(fiber);
-        b.parked.push_back(fiber);
-    }
-    Fiber* fiber = b.parked.back();
-    b.parked.pop_back();
-    return fiber;
-}
-
-static inline void switch_to(Block& b, void** save, unsigned u) {
-    if (u < b.started) {
-        minires_switch(save, b.context[u]);
-    } else {
-        b.entering = take_fiber(b);
-        minires_switch(save, b.entering->context);
-    }
-}
-
-static inline void release_if_complete(Block& b) {
-    if (b.arrived && b.arrived == b.count - b.exited) {
-        b.arrived = 0;
-        ++b.generation;
-    }
-}
-
-static inline void release_lanes_if_complete(Block& b, unsigned warp, unsigned mask) {
-    const unsigned expected = mask & ~b.warp_ended[warp];
-    if ((b.warp_waiting[warp] & expected) == expected) b.warp_waiting[warp] &= ~mask;
-}
-
-static void finish_thread(Block& b, unsigned t) {
-    b.warp_ended[t / 32] |= 1u << (t % 32);
-    ++b.exited;
-    release_if_complete(b);
-    const unsigned warp = t / 32;
-    for (unsigned l = 0; b.warp_waiting[warp] && l < 32; ++l)
-        if (b.warp_waiting[warp] >> l & 1) release_lanes_if_complete(b, warp, b.warp_mask[warp * 32 + l]);
-}
-
-// A fiber runs the threads that have not begun, until one of them waits; then it is that thread's stack.
-static void enter_fiber() {
-    Fiber* const self = block->entering;
-    for (;;) {
-        Block& b = *block;
-        unsigned t = b.count;
-        while (b.started < b.count) {
-            t = b.started++;
-            set_thread(b.running = t);
-            b.body(b.args);
-            t = b.running;
-            finish_thread(b, t);
-        }
-        unsigned u = next_thread(b, t);
-        b.parked.push_back(self);
-        minires_switch(&self->context, b.context[u]);
-    }
-}
-
-// At the first wait the threads before this one have all ended and those after it have not begun.
-static void become_fibers(Block& b) {
-    const unsigned t = linear_thread(), warps = (b.count + 31) / 32;
-    b.suspended = true;
-    b.running = t;
-    b.deadlocked = false;
-    b.first = b.exited = t;
-    b.started = t + 1;
-    b.arrived = 0;
-    b.generation = 1;
-    b.context.resize(b.count);
-    b.waiting_for.assign(b.count, 0);
-    b.warp_ended.assign(warps, 0);
-    if (b.count % 32) b.warp_ended[warps - 1] = ~0u << (b.count % 32);
-    for (unsigned u = 0; u < t; ++u) b.warp_ended[u / 32] |= 1u << (u % 32);
-    b.warp_waiting.assign(warps, 0);
-    b.warp_mask.resize(warps * 32);
-    b.warp_slot.resize(warps * 32);
-}
-
-static inline void wait(Block& b, unsigned t) {
-    const uint3 self = threadIdx;
-    const unsigned u = next_thread(b, t);
-    if (u != t) switch_to(b, &b.context[t], u);
-    if (b.deadlocked) throw Deadlock{};  // only on the OS thread's own stack
-    b.running = t;
-    threadIdx = self;
-}
-
-// Called on the OS thread's own stack when its thread has ended: runs the others to their end.
-static void drain(Block& b) {
-    finish_thread(b, b.first);
-    const unsigned u = next_thread(b, b.first);
-    if (u != b.first) switch_to(b, &b.context[b.first], u);
-    if (b.deadlocked) throw Deadlock{};
-}
-
-// After a deadlock the fibers hold frames that will never return: begin each anew.
-static void reset_fibers(Block& b) {
-    b.parked = b.fibers;
-    for (Fiber* fiber : b.fibers) fiber->context = first_context(fiber->top - 64, enter_fiber);
-}
-
-}  // namespace minires
-
-// ---------------------------------------------------------------------------------------------------------------
-// Barriers and warp primitives
-
-static __attribute__((noinline)) void __syncthreads() {
-    using namespace minires;
-    Block& b = *block;
-    if (b.count == 1) return;
-    if (!b.suspended) become_fibers(b);
-    const unsigned t = b.running;
-    b.waiting_for[t] = b.generation;
-    ++b.arrived;
-    release_if_complete(b);
-    if (!runnable(b, t)) wait(b, t);
-}
-
-static __attribute__((noinline)) void __syncwarp(unsigned mask = 0xffffffffu) {
-    using namespace minires;
-    Block& b = *block;
-    if (!b.suspended) become_fibers(b);
-    const unsigned t = b.running, warp = t / 32;
-    b.warp_waiting[warp] |= 1u << (t % 32);
-    b.warp_mask[t] = mask;
-    release_lanes_if_complete(b, warp, mask);
-    if (!runnable(b, t)) wait(b, t);
-}
+// Shuffles: minires::shuffle gives each lane the value that the lane `source` of its warp offers
 
 namespace minires {
-template <class T> static T shuffle(unsigned mask, T value, unsigned lane, unsigned source, int width) {
-    static_assert(sizeof(T) <= 8, "shuffles move at most 8 bytes");
-    Block& b = *block;
-    if (!b.suspended) become_fibers(b);
-    const unsigned t = b.running, base = t - lane;
-    memcpy(&b.warp_slot[t], &value, sizeof(T));
-    __syncwarp(mask);
-    T result;
-    memcpy(&result, &b.warp_slot[base + (source & 31)], sizeof(T));
-    __syncwarp(mask);
-    return result;
+static inline unsigned lane() {
+    return (threadIdx.x + blockDim.x * (threadIdx.y + blockDim.y * threadIdx.z)) & 31;
 }
-static inline unsigned lane() { return linear_thread() & 31; }
 }  // namespace minires
 
-template <class T> static T __shfl_sync(unsigned mask, T v, int source, int width = 32) {
+#define MINIRES_CALLER const char *file = __builtin_FILE(), int line = __builtin_LINE()  // for the sanitizer
+
+template <class T> static T __shfl_sync(unsigned mask, T v, int source, int width = 32, MINIRES_CALLER) {
     const unsigned lane = minires::lane();
-    return minires::shuffle(mask, v, lane, (lane & ~(width - 1)) | (source & (width - 1)), width);
+    return minires::shuffle(mask, v, (lane & ~(width - 1)) | (source & (width - 1)), file, line);
 }
-template <class T> static T __shfl_up_sync(unsigned mask, T v, unsigned delta, int width = 32) {
+template <class T> static T __shfl_up_sync(unsigned mask, T v, unsigned delta, int width = 32, MINIRES_CALLER) {
     const unsigned lane = minires::lane();
-    return minires::shuffle(mask, v, lane, (lane & (width - 1)) >= delta ? lane - delta : lane, width);
+    return minires::shuffle(mask, v, (lane & (width - 1)) >= delta ? lane - delta : lane, file, line);
 }
-template <class T> static T __shfl_down_sync(unsigned mask, T v, unsigned delta, int width = 32) {
+template <class T> static T __shfl_down_sync(unsigned mask, T v, unsigned delta, int width = 32, MINIRES_CALLER) {
     const unsigned lane = minires::lane();
-    return minires::shuffle(mask, v, lane, (lane & (width - 1)) + delta < unsigned(width) ? lane + delta : lane, width);
+    return minires::shuffle(mask, v, (lane & (width - 1)) + delta < unsigned(width) ? lane + delta : lane, file, line);
 }
-template <class T> static T __shfl_xor_sync(unsigned mask, T v, int lane_mask, int width = 32) {
+template <class T> static T __shfl_xor_sync(unsigned mask, T v, int lane_mask, int width = 32, MINIRES_CALLER) {
     const unsigned lane = minires::lane(), source = lane ^ lane_mask;
-    return minires::shuffle(mask, v, lane, (source & ~(width - 1)) <= (lane & ~(width - 1)) ? source : lane, width);
+    return minires::shuffle(mask, v, (source & ~(width - 1)) <= (lane & ~(width - 1)) ? source : lane, file, line);
 }
-
-// ---------------------------------------------------------------------------------------------------------------
-// A launch: the grid's blocks over a pool of OS threads
-
-namespace minires {
-
-struct Launch {
-    uint3 grid, threads;
-    void (*run_block)(void** args);
-    void (*body)(void** args);
-    void** args;
-    uint64_t blocks, chunk;
-    std::atomic<uint64_t> next{0};
-    std::atomic<int64_t> deadlocked_block{-1};
-
-    // What each OS thread that takes part does: run chunks of blocks until none is left.
-    void work() {
-        if (!block) block = new Block{};
-        gridDim = grid;
-        blockDim = threads;
-        block->count = threads.x * threads.y * threads.z;
-        block->body = body;
-        block->args = args;
-        for (uint64_t begin; (begin = next.fetch_add(chunk)) < blocks && deadlocked_block < 0;) {
-            for (uint64_t i = begin; i < begin + chunk && i < blocks; ++i) {
-                blockIdx = {unsigned(i % grid.x), unsigned(i / grid.x % grid.y), unsigned(i / grid.x / grid.y)};
-                try {
-                    run_block(args);
-                } catch (Deadlock) {
-                    deadlocked_block = int64_t(i);
-                    reset_fibers(*block);
-                    return;
-                }
-            }
-        }
-    }
-};
-
-class Pool {
-   public:
-    void run(Launch& launch, unsigned threads) {
-        std::lock_guard<std::mutex> one_launch(launch_mutex_);
-        while (size_ + 1 < threads) std::thread(&Pool::serve, this, size_++, round_).detach();
-        {
-            std::lock_guard<std::mutex> lock(mutex_);
-            launch_ = &launch;
-            helpers_ = threads - 1;
-            busy_ = size_;
-            ++round_;
-        }
-        if (size_) wake_.notify_all();
-        launch.work();
-        std::unique_lock<std::mutex> lock(mutex_);
-        done_.wait(lock, [&] { return busy_ == 0; });
-    }
-
-   private:
-    void serve(unsigned index, uint64_t seen) {
-        for (;;) {
-            std::unique_lock<std::mutex> lock(mutex_);
-            wake_.wait(lock, [&] { return round_ != seen; });
-            seen = round_;
-            lock.unlock();
-            if (index < helpers_) launch_->work();
-            lock.lock();
-            if (--busy_ == 0) done_.notify_one();
-        }
-    }
-    std::mutex launch_mutex_, mutex_;
-    std::condition_variable wake_, done_;
-    Launch* launch_ = nullptr;
-    unsigned size_ = 0, helpers_ = 0, busy_ = 0;
-    uint64_t round_ = 0;
-};
-
-static Pool* pool;  // never destroyed: its threads outlive static destructors
-static void new_pool() { pool = new Pool; }
-__attribute__((constructor)) static void prepare_pool() {
-    new_pool();
-    pthread_atfork(nullptr, nullptr, new_pool);  // a forked child has none of its parent's threads
-}
-
-template <auto K> struct Kernel;
-template <class... A, void (*K)(A...)> struct Kernel<K> {
-    using Arguments = std::tuple<A...>;
-    template <size_t... I> static Arguments unpack(void** args, std::index_sequence<I...>) {
-        return Arguments(*static_cast<A*>(args[I])...);
-    }
-
-    static void body(void** args) { std::apply(K, unpack(args, std::index_sequence_for<A...>{})); }
-
-    static void run_block(void** args) {
-        run(unpack(args, std::index_sequence_for<A...>{}), std::index_sequence_for<A...>{});
-    }
-
-    template <size_t... I> static inline void run(const Arguments& a, std::index_sequence<I...>) {
-        const uint3 threads = blockDim;
-        Block& b = *block;
-        b.suspended = false;
-        for (unsigned z = 0; z < threads.z; ++z)
-            for (unsigned y = 0; y < threads.y; ++y)
-                for (unsigned x = 0; x < threads.x; ++x) {
-                    threadIdx = {x, y, z};
-                    K(std::get<I>(a)...);
-                    if (b.suspended) return drain(b);
-                }
-    }
-
-    // The index of a block whose threads wait for one another for ever, or -1.
-    static int64_t launch(const unsigned* grid_and_block, void** args, unsigned threads) {
-        const unsigned* g = grid_and_block;
-        Launch launch{{g[0], g[1], g[2]}, {g[3], g[4], g[5]}, run_block, body, args};
-        launch.blocks = uint64_t(g[0]) * g[1] * g[2];
-        launch.chunk = launch.blocks / (threads * 8) + 1;
-        if (threads == 1 || launch.blocks == 1) launch.work();
-        else pool->run(launch, threads);
-        return launch.deadlocked_block;
-    }
-};
-
-}  // namespace minires
-
-#define MINIRES_KERNEL(name)                                                                                   \
-    extern "C" __attribute__((visibility("default"))) int64_t minires_launch_##name(                          \
-        const unsigned* grid_and_block, void** args, unsigned threads) {                                       \
-        return minires::Kernel<name>::launch(grid_and_block, args, threads);                                   \
-    }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -173,3 +174,16 @@ class Module:
             function(*check_geometry(signature.name, grid, block), signature.bind(args, array_type))
 
         return call
+
+
+def pack_arguments(args: list) -> tuple[list, ctypes.Array]:
+    """The arguments as C values, and an array of their addresses, which is good as long as the values are kept."""
+    values = [ctypes.c_void_p(_address(a)) if a is None or isinstance(a, np.ndarray) else _C[a.dtype](a) for a in args]
+    return values, (ctypes.c_void_p * len(values))(*map(ctypes.addressof, values))
+
+
+def _address(array: np.ndarray | None) -> int | None:
+    return None if array is None else array.__array_interface__["data"][0]
+
+
+_C = {np.dtype(t): c for t, c in ((t, np.ctypeslib.as_ctypes_type(t)) for t in "?bBhHiIqQfd")}
