@@ -5,16 +5,6 @@
 // thread runs a block changes nothing in the result.
 #pragma once
 
-#include <sys/mman.h>
-
-#include <atomic>
-#include <condition_variable>
-#include <mutex>
-#include <thread>
-#include <vector>
-
-#include "fibers.h"
-
 #define __shared__ static __thread
 
 template <class T> static inline T atomicAdd(T* p, std::common_type_t<T> v) {
