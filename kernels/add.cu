@@ -1,6 +1,7 @@
 // The residual connection: addition, and the parameter-free shortcut for blocks that change the shape.
 //
 //   add:       c[i] = a[i] + b[i]; both gradients are dc. Gradients of a tensor that is used twice are added by it too.
+//   sum_over_batch:  sum[i] = sum_n parts[n, i], n ascending
 //   shortcut:  y[n, o, oy, ox] = x[n, o - before, oy * stride, ox * stride]   where that channel exists, else 0
 //              the transpose: dx[n, c, iy, ix] = dy[n, c + before, iy / stride, ix / stride] where stride divides both
 //
@@ -15,6 +16,16 @@ extern "C" __global__ void add_forward(const scalar_t* __restrict__ a, const sca
                                        scalar_t* __restrict__ c, long long n) {
     const long long i = (long long)blockIdx.x * blockDim.x + threadIdx.x;
     if (i < n) c[i] = a[i] + b[i];
+}
+
+// sum[i] = sum over n of parts[n, i], n ascending. Launch: one element a thread.
+extern "C" __global__ void sum_over_batch(const scalar_t* __restrict__ parts, scalar_t* __restrict__ sum, int N,
+                                          int count) {
+    const int i = blockIdx.x * blockDim.x + threadIdx.x;
+    if (i >= count) return;
+    scalar_t total = 0;
+    for (int n = 0; n < N; ++n) total += parts[(long long)n * count + i];
+    sum[i] = total;
 }
 
 extern "C" __global__ void shortcut_forward(const scalar_t* __restrict__ x, scalar_t* __restrict__ y, int C, int H,

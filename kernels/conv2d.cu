@@ -29,16 +29,6 @@ extern "C" __global__ void bias_backward(const scalar_t* __restrict__ dy, scalar
     if (threadIdx.x == 0) d_bias[o] = sum;
 }
 
-// sum[i] = sum over n of parts[n, i], n ascending. Launch: one element a thread.
-extern "C" __global__ void sum_over_batch(const scalar_t* __restrict__ parts, scalar_t* __restrict__ sum, int N,
-                                          int count) {
-    const int i = blockIdx.x * blockDim.x + threadIdx.x;
-    if (i >= count) return;
-    scalar_t total = 0;
-    for (int n = 0; n < N; ++n) total += parts[(long long)n * count + i];
-    sum[i] = total;
-}
-
 // ---------------------------------------------------------------------------------------------------------------
 // Fast: 3 x 3 with stride 1 or 2 and no column buffer, which would be nine times the size of x, written and read.
 //

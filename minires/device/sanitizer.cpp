@@ -172,9 +172,9 @@ void access(void* where, size_t bytes, bool writes, void* caller, bool atomic = 
     const int64_t distance = address - array.base, element = int64_t(array.element);
     int64_t i = distance >= 0 ? distance / element : -((-distance + element - 1) / element);
     if (!inside || distance + bytes > array.bytes) {
+        if (!(checks & MEM)) return;
         if (inside) i = int64_t(array.bytes) / element;
         const bool near = i >= -4096 && i < int64_t(array.bytes / element) + 4096;
-        if (!near && !(checks & MEM)) return;
         snprintf(report->text, sizeof report->text, "%s %s", writes ? "a write" : "a read",
                  near ? "outside the array" : "far outside every array");
         report->pc = offset(caller);

@@ -28,15 +28,15 @@ void minires_atomic(void* address, size_t bytes);
         minires_shared(&name##_key, sizeof(name##_type), sizeof(type), #name))
 
 #define __syncthreads() minires_barrier(__COUNTER__, __FILE__, __LINE__)  // the counter tells two on a line apart
-#define __syncwarp(...) minires::sync_warp(__FILE__, __LINE__, ##__VA_ARGS__)
 #define __threadfence()
 #define __threadfence_block()
 
-namespace minires {
-static inline void sync_warp(const char* file, int line, unsigned mask = 0xffffffffu) {
+static inline void __syncwarp(unsigned mask = 0xffffffffu, const char* file = __builtin_FILE(),
+                              int line = __builtin_LINE()) {
     minires_sync_warp(mask, file, line);
 }
 
+namespace minires {
 template <class T> static T shuffle(unsigned mask, T value, unsigned source, const char* file, int line) {
     static_assert(sizeof(T) <= 8, "shuffles move at most 8 bytes");
     minires_shuffle(mask, &value, sizeof(T), source & 31, file, line);

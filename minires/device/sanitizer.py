@@ -138,10 +138,8 @@ class Sanitizer:
                 ctypes.c_uint64(int(self._random.integers(2**63))),
                 ctypes.byref(report),
             )
-            if found and self.checks & CHECKS[report.kind.decode()]:
-                raise SanitizerError(report.kind.decode(), _describe(report, path, signature, args))
             if found:
-                raise DeviceError(_describe(report, path, signature, args))
+                raise SanitizerError(report.kind.decode(), _describe(report, path, signature, args))
             results.append([c.tobytes() for c in copies])
         names = [p.name for p, a in zip(signature.parameters, args, strict=True) if isinstance(a, np.ndarray)]
         self._compare(signature.name, names, arrays, results)

@@ -1,0 +1,198 @@
+"""Mutation testing: does the suite notice when a kernel is wrong?
+
+    python tests/mutate.py                    every mutant of every kernel; goes on where it was stopped
+    python tests/mutate.py --only gemm relu   those of some files
+
+Makes one small change at a time to a file of `kernels/` and runs the tests of that file (test_<file>.py; a kernel that
+uses common.cuh answers for it) in a copy of the project. A mutant is killed when a test fails or hangs. Results go to
+build/mutants.jsonl. tests/equivalent_mutants.txt lists those that change nothing a test could see, with the reason.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from tqdm import tqdm
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "build" / "mutants.jsonl"
+EQUIVALENT = ROOT / "tests" / "equivalent_mutants.txt"
+NEEDS = {  # the tests of a file, and the kernels that these launch
+    "common.cuh": (
+        ["batchnorm", "cross_entropy", "conv2d"],
+        ["batchnorm", "cross_entropy", "conv2d", "add", "gemm", "im2col"],
+    ),
+    "add.cu": (["add", "batchnorm"], ["add", "batchnorm"]),
+    "batchnorm.cu": (["batchnorm"], ["batchnorm", "add"]),
+    "conv2d.cu": (["conv2d"], ["conv2d", "im2col", "gemm", "add"]),
+    "relu.cu": (["relu"], ["relu"]),
+}
+TIMEOUT = 180  # seconds for the tests of one mutant
+
+
+@dataclass(frozen=True)
+class Mutant:
+    file: str
+    line: int
+    operator: str
+    before: str
+    after: str
+    key: str  # without the line's number: it stays when lines above change
+
+
+def toggle(table: dict[str, str]):
+    return lambda m: f" {table[m.group(1)]} "
+
+
+OPERATORS = [  # name, pattern, replacement
+    ("barrier", re.compile(r"__syncthreads\(\);"), lambda m: ";"),
+    ("compare", re.compile(r" (<=|<|>=|>) "), toggle({"<": "<=", "<=": "<", ">": ">=", ">=": ">"})),
+    ("sign", re.compile(r" (\+=|-=|\+|-) "), toggle({"+": "-", "-": "+", "+=": "-=", "-=": "+="})),
+    ("constant", re.compile(r"(?<![\w.])(\d+)(?![\w.])"), lambda m: str(int(m.group(1)) + 1)),
+    ("bounds", re.compile(r"if \(.*\) return;"), lambda m: ";"),
+    ("condition", re.compile(r" && [^&|?:;]+?(?=\)? \?| &&|;|\) )"), lambda m: ""),
+    ("indices", re.compile(r"\[([^\[\]]+)\]\[([^\[\]]+)\]"), lambda m: f"[{m.group(2)}][{m.group(1)}]"),
+    ("term", re.compile(r" [+-] (?:\w+ \* )?[\w.]+(?:\[\w+\])?(?: \* \w+)?(?=[ ;,)\]])"), lambda m: ""),
+]
+SKIPPED = re.compile(r'^\s*(#|//|template|extern "C"|using|static_assert|struct|const scalar_t\*|scalar_t\*)')
+
+
+def mutants_of(file: str) -> list[Mutant]:
+    found, seen = {}, Counter()
+    for number, line in enumerate((ROOT / "kernels" / file).read_text().splitlines(), start=1):
+        code, slashes, comment = line.partition("//")
+        if SKIPPED.match(line) or "__restrict__" in code:
+            continue
+        for name, pattern, replacement in OPERATORS:
+            if name == "indices" and "__shared__" in code:
+                continue
+            for match in pattern.finditer(code):
+                after = code[: match.start()] + replacement(match) + code[match.end() :] + slashes + comment
+                if after != line and (number, after) not in found:
+                    key = f"{file} | {line.strip()} | {after.strip()}"
+                    seen[key] += 1
+                    key += f" | {seen[key]}" if seen[key] > 1 else ""
+                    found[number, after] = Mutant(file, number, name, line, after, key)
+    return list(found.values())
+
+
+def run_tests(tree: Path, tests: list[str], *options: str) -> tuple[bool, str]:
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *options]
+    environment = os.environ | {
+        "PYTHONPATH": str(tree),
+        "XDG_CACHE_HOME": str(tree / "cache"),
+        "MINIRES_DEVICE": "cpu",
+        "MINIRES_NUM_THREADS": "1",
+    }
+    process = subprocess.Popen(
+        [*command, *(f"tests/test_{t}.py" for t in tests)],
+        cwd=tree,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        output, _ = process.communicate(timeout=TIMEOUT)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, 9)
+        process.communicate()
+        return False, "timeout"
+    return process.returncode == 0, output
+
+
+def judge(mutant: Mutant) -> dict:
+    """Run the tests of the mutant's file in a copy of the project, the quick half of them first."""
+    stem = mutant.file.split(".")[0]
+    tests, kernels = NEEDS.get(mutant.file, ([stem], [stem]))
+    with tempfile.TemporaryDirectory(prefix="mutant-") as name:
+        tree = Path(name)
+        shutil.copytree(ROOT / "minires", tree / "minires", ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(ROOT / "tests", tree / "tests", ignore=shutil.ignore_patterns("__pycache__"))
+        (tree / "kernels").mkdir()
+        for kernel in ["common.cuh", *(f"{k}.cu" for k in kernels)]:
+            shutil.copy(ROOT / "kernels" / kernel, tree / "kernels")
+        path = tree / "kernels" / mutant.file
+        lines = path.read_text().splitlines()
+        lines[mutant.line - 1] = mutant.after
+        path.write_text("\n".join(lines) + "\n")
+        status = "survived"
+        for options in (["-k", "float and sanitizer"], []):
+            passed, output = run_tests(tree, tests, *options)
+            if "could not compile the kernels" in output:
+                status = "invalid"
+            elif not passed:
+                status = "killed"
+            if not passed:
+                break
+    reason = next((line for line in output.splitlines() if line.startswith("E  ")), output[-200:])
+    return {
+        "key": mutant.key,
+        "line": mutant.line,
+        "operator": mutant.operator,
+        "status": status,
+        "reason": reason[:200],
+    }
+
+
+def read_results() -> dict[str, dict]:
+    lines = RESULTS.read_text().splitlines() if RESULTS.exists() else []
+    return {r["key"]: r for r in map(json.loads, lines)}
+
+
+def read_equivalent() -> set[str]:
+    lines = EQUIVALENT.read_text().splitlines() if EQUIVALENT.exists() else []
+    return {line for line in lines if " | " in line and not line.startswith("#")}
+
+
+def summarise(mutants: list[Mutant], results: dict[str, dict]) -> None:
+    equivalent = read_equivalent()
+    judged = [results[m.key] for m in mutants if m.key in results]
+    for name, chosen in (("barriers", [r for r in judged if r["operator"] == "barrier"]), ("all", judged)):
+        valid = [r for r in chosen if r["status"] != "invalid"]
+        killed = [r for r in valid if r["status"] == "killed"]
+        same = [r for r in valid if r["status"] == "survived" and r["key"] in equivalent]
+        share = len(killed) / max(len(valid) - len(same), 1)
+        print(
+            f"{name}: {len(killed)} killed of {len(valid)} ({len(same)} equivalent, "
+            f"{len(chosen) - len(valid)} do not compile): {share:.1%}"
+        )
+    for result in judged:
+        if result["status"] == "survived" and result["key"] not in equivalent:
+            print(f"survived: {result['key']}  (line {result['line']})")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Mutation testing of the kernels.")
+    parser.add_argument("--only", nargs="*", default=[], help="names of kernel files without their ending")
+    parser.add_argument("--again", action="store_true", help="judge survivors again, for instance after a test changed")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count())
+    arguments = parser.parse_args()
+    files = sorted(p.name for p in (ROOT / "kernels").glob("*.cu*"))
+    files = [f for f in files if not arguments.only or f.split(".")[0] in arguments.only]
+    mutants = [m for f in files for m in mutants_of(f)]
+    results = read_results()
+    todo = [m for m in mutants if m.key not in results or (arguments.again and results[m.key]["status"] == "survived")]
+    RESULTS.parent.mkdir(exist_ok=True)
+    with RESULTS.open("a") as file, ThreadPoolExecutor(arguments.jobs) as pool:
+        for result in tqdm(pool.map(judge, todo), total=len(todo), unit="mutant"):
+            results[result["key"]] = result
+            file.write(json.dumps(result) + "\n")
+            file.flush()
+    summarise(mutants, results)
+
+
+if __name__ == "__main__":
+    main()

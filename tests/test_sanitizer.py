@@ -1,0 +1,234 @@
+"""Small kernels, each broken in one way, that the sanitizer must catch and place."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import minires as mr
+from minires import device
+
+HEAD = 'extern "C" __global__ void k(float* x, float* y) {\n'
+TILE = "__shared__ float s[32];\nconst int t = threadIdx.x;\n"
+FRESH = "fresh"  # an output of 64 elements that nothing has written
+
+BROKEN = {  # name: (source, threads, blocks, y, kind, what the message says)
+    "no barrier after a tile is loaded": (
+        HEAD + TILE + "s[t] = x[t];\ny[t] = s[31 - t];\n}",
+        (32, 1, None, "race", r"RawKernel:\d, .* with no barrier after the .* shared array s\["),
+    ),
+    "no barrier before a tile is loaded again": (
+        HEAD + TILE + "for (int i = 0; i < 2; ++i) {\ns[t] = x[t + i];\n__syncthreads();\ny[t] = s[31 - t];\n}\n}",
+        (32, 1, None, "race", r"shared array s\["),
+    ),
+    "a barrier in a divergent branch": (
+        HEAD + "if (threadIdx.x < 16)\n__syncthreads();\nelse\n__syncthreads();\n}",
+        (32, 1, None, "sync", r"RawKernel:(3|5): a barrier that other threads of the block never reach"),
+    ),
+    "a read one past the end": (
+        HEAD + "y[threadIdx.x] = x[threadIdx.x + 1];\n}",
+        (64, 1, None, "mem", r"RawKernel:2, block \(0, 0, 0\), thread \(63, 0, 0\): a read outside the array: x\[64\]"),
+    ),
+    "a write one past the end": (
+        HEAD + "y[threadIdx.x + 1] = x[threadIdx.x];\n}",
+        (64, 1, None, "mem", r"thread \(63, 0, 0\): a write outside the array: y\[64\], of 64 elements"),
+    ),
+    "a write one before the beginning": (
+        HEAD + "y[int(threadIdx.x) - 1] = 1;\n}",
+        (64, 1, None, "mem", r"thread \(0, 0, 0\): a write outside the array: y\[-1\]"),
+    ),
+    "a negative index": (
+        HEAD + "y[threadIdx.x] = x[int(threadIdx.x) - 40];\n}",
+        (64, 1, None, "mem", r"a read outside the array: x\[-40\]"),
+    ),
+    "an index one past a shared array": (
+        HEAD + TILE + "s[t] = x[t];\n__syncthreads();\ny[t] = s[t + 1];\n}",
+        (32, 1, None, "mem", r"thread \(31, 0, 0\): a read outside the array: shared array s\[32\], of 32 elements"),
+    ),
+    "a wild pointer": (
+        HEAD + "y[threadIdx.x] = x[1ll << 40];\n}",
+        (1, 1, None, "mem", "a read far outside every array"),
+    ),
+    "a null pointer": (
+        HEAD + "float* p = x[0] > 1e30f ? x : nullptr;\ny[0] = p[threadIdx.x];\n}",
+        (1, 1, None, "mem", "a read far outside every array"),
+    ),
+    "an uninitialised read of shared memory": (
+        HEAD + TILE + "if (t < 31) s[t] = x[t];\n__syncthreads();\ny[t] = s[t];\n}",
+        (
+            32,
+            1,
+            None,
+            "init",
+            r"RawKernel:6, .* \(31, 0, 0\): a read of an element that nothing wrote: .* s\[31\]",
+        ),
+    ),
+    "an uninitialised read of device memory": (
+        HEAD + "x[threadIdx.x] = y[threadIdx.x];\n}",
+        (64, 1, FRESH, "init", r"a read of an element that nothing wrote: y\[0\], of 64 elements"),
+    ),
+    "an output left unwritten": (
+        HEAD + "if (threadIdx.x != 5) y[threadIdx.x] = 1;\n}",
+        (64, 1, FRESH, "init", r"kernel k left y\[5\] of 64 elements unwritten \(1 in all\)"),
+    ),
+    "two blocks write one element": (
+        HEAD + "y[threadIdx.x] = 1;\n}",
+        (64, 2, None, "race", r"block \(1, 0, 0\), thread .* after the write by block \(0, 0, 0\)"),
+    ),
+    "a block reads what another writes": (
+        HEAD + "y[blockIdx.x] = y[1 - blockIdx.x] + 1;\n}",
+        (1, 2, None, "race", r"y\[[01]\]"),
+    ),
+    "two threads write one element": (
+        HEAD + "y[threadIdx.x / 2] = threadIdx.x;\n}",
+        (64, 1, None, "race", r"a write with no barrier after the write by .*: y\[0\]"),
+    ),
+    "a sum without an atomic addition": (
+        HEAD + "y[0] += x[threadIdx.x];\n}",
+        (64, 1, None, "race", r"y\[0\]"),
+    ),
+    "an atomic sum that depends on the order": (
+        HEAD + "atomicAdd(y, x[threadIdx.x]);\n}",
+        (64, 1, None, "race", r"kernel k gives y\[0\] = .* in (reverse|random) order"),
+    ),
+    "a shuffle with absent lanes": (
+        HEAD + "if (threadIdx.x < 16) y[threadIdx.x] = __shfl_down_sync(0xffffffffu, x[threadIdx.x], 1);\n}",
+        (32, 1, None, "sync", "RawKernel:2: the mask names lanes that are absent or have ended"),
+    ),
+    "a shuffle in a block smaller than a warp": (
+        HEAD + "y[threadIdx.x] = __shfl_xor_sync(0xffffffffu, x[threadIdx.x], 1);\n}",
+        (20, 1, None, "sync", "the mask names lanes that are absent"),
+    ),
+    "a shuffle from a lane outside the mask": (
+        HEAD + "if (threadIdx.x < 16) y[threadIdx.x] = __shfl_sync(0xffffu, x[threadIdx.x], 20);\n__syncwarp();\n}",
+        (32, 1, None, "sync", "a shuffle from a lane that the mask does not name"),
+    ),
+    "a lane outside its own mask": (
+        HEAD + "__syncwarp(0xffu);\n}",
+        (32, 1, None, "sync", "a lane that its own mask does not name"),
+    ),
+    "a warp primitive across a barrier": (
+        HEAD + "if (threadIdx.x < 16) __syncwarp();\n__syncthreads();\n}",
+        (32, 1, None, "sync", "RawKernel:2: a warp primitive that lanes of its mask never reach"),
+    ),
+    "endless recursion": (
+        "__device__ __noinline__ float deeper(volatile float* p) {\nvolatile float here[100];\nhere[0] = p[0] + 1;\n"
+        "return deeper(here) + here[1];\n}\n" + HEAD + "y[0] = deeper(x);\n}",
+        (1, 1, None, "sync", "the thread's stack overflowed"),
+    ),
+}
+
+
+def launch(code, threads, blocks, y):
+    now = device.current()
+    x = now.to_device(np.random.default_rng(0).standard_normal(64).astype(np.float32))
+    y = now.empty((64,), np.float32) if y == FRESH else now.to_device(np.zeros(64, np.float32))
+    mr.RawKernel(code, "k")((blocks,), (threads,), (x, y))
+    return now.to_host(y)
+
+
+@pytest.fixture(autouse=True)
+def only_on_the_cpu(current_device):
+    if current_device != "cpu":
+        pytest.skip("on a GPU, NVIDIA's compute-sanitizer does this")
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("name", BROKEN)
+def test_broken_kernels_are_caught(name, seed):
+    code, (threads, blocks, y, kind, words) = BROKEN[name]
+    with mr.sanitize(seed=seed), pytest.raises(mr.SanitizerError, match=words) as caught:
+        launch(code, threads, blocks, y)
+    assert caught.value.kind == kind
+    assert str(caught.value).startswith(f"{kind}: kernel k")
+
+
+CLEAN = {
+    "a tile between two barriers": (
+        HEAD + TILE + "for (int i = 0; i < 2; ++i) {\ns[t] = x[t + i];\n__syncthreads();\n"
+        "y[t] = s[31 - t];\n__syncthreads();\n}\n}",
+        (32, 1, FRESH),
+    ),
+    "neighbours through a warp barrier": (
+        HEAD + TILE + "s[t] = x[t];\n__syncwarp();\ny[t] = s[t ^ 1];\ny[t + 32] = 0;\n}",
+        (32, 1, FRESH),
+    ),
+    "integers added atomically": (HEAD + "atomicAdd(reinterpret_cast<int*>(y), 1);\n}", (64, 3, None)),
+    "threads that end early": (
+        HEAD + "if (threadIdx.x > 20) return;\n__syncthreads();\ny[threadIdx.x] = x[threadIdx.x];\n}",
+        (64, 1, None),
+    ),
+    "half of a warp shuffles": (
+        HEAD + "if (threadIdx.x < 16) y[threadIdx.x] = __shfl_xor_sync(0xffffu, x[threadIdx.x], 1);\n}",
+        (32, 1, None),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CLEAN)
+def test_sound_kernels_are_not_reported(name):
+    code, (threads, blocks, y) = CLEAN[name]
+    if y == FRESH:
+        code = code.replace("y[t] = s", "y[t + 32] = 0;\ny[t] = s") if "y[t + 32]" not in code else code
+    expected = launch(code, threads, blocks, y)
+    for seed in range(20):
+        with mr.sanitize(seed=seed):
+            np.testing.assert_array_equal(launch(code, threads, blocks, y), expected)
+
+
+def test_only_the_checks_asked_for():
+    code, (threads, blocks, y, _, _) = BROKEN["two threads write one element"]
+    for checks in ("mem,init,sync", ["mem"]):
+        with mr.sanitize(checks):
+            launch(code, threads, blocks, y)
+    with mr.sanitize("race"), pytest.raises(mr.SanitizerError):
+        launch(code, threads, blocks, y)
+    with (
+        pytest.raises(ValueError, match="unknown check 'races': choose 'all' or some of race, mem, init, sync"),
+        mr.sanitize("races"),
+    ):
+        pass
+
+
+def test_the_host_must_not_read_what_no_kernel_wrote():
+    with (
+        mr.sanitize(),
+        pytest.raises(mr.SanitizerError, match=r"element \[0, 0\] of an array of shape \(3, 5\) was never"),
+    ):
+        device.current().to_host(device.current().empty((3, 5), np.float32))
+
+
+def test_results_stay_and_the_mode_ends_with_the_context():
+    x = mr.Tensor([-1.0, 2.0], requires_grad=True)
+    with mr.sanitize():
+        y = mr.functional.relu(x)
+    np.testing.assert_array_equal(y.numpy(), [0, 2])
+    y.backward(np.ones(2, np.float32))
+    assert device.current().sanitizer is None
+
+
+def test_a_training_step_is_clean():
+    mr.manual_seed(0)
+    with mr.sanitize():
+        net = mr.resnet.ResNet(mr.resnet.BasicBlock, [1, 1, 1], shortcut="B")
+        optimizer = mr.optim.SGD(net.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4)
+        ((x, labels),) = mr.cifar.Loader(mr.cifar.synthetic(2, 10).train, 2, train=True)
+        loss = mr.functional.cross_entropy(net(x), labels)
+        loss.backward()
+        optimizer.step()
+        assert 0 < mr.functional.cross_entropy(net.eval()(x), labels).item() < 100
+
+
+def test_for_a_whole_process(monkeypatch):
+    code = f"""
+import numpy as np, minires as mr
+mr.RawKernel({BROKEN["a write one past the end"][0]!r}, "k")((1,), (64,), (np.zeros(64, "f"), np.zeros(64, "f")))
+"""
+    for setting, returncode in (("1", 1), ("mem", 1), ("race,init", 0)):
+        monkeypatch.setenv("MINIRES_SANITIZE", setting)
+        monkeypatch.setenv("MINIRES_DEVICE", "cpu")
+        command = [sys.executable, "-c", code]
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert result.returncode == returncode, result.stderr
+        assert ("mem: kernel k, RawKernel:2" in result.stderr) == (returncode == 1)
