@@ -24,12 +24,23 @@ def _usable(name: str) -> bool:
     return True
 
 
-DEVICES = [name for name in ("cpu", "cuda") if _usable(name)]
+_WANTED = [os.environ["MINIRES_DEVICE"]] if os.environ.get("MINIRES_DEVICE") else ["cpu", "cuda"]
+DEVICES = [name for name in _WANTED if _usable(name)]
 
 
 def pytest_addoption(parser):
     parser.addoption("--no-sanitize", action="store_true", help="do not run the kernels' tests under the sanitizer too")
     parser.addoption("--sanitize-seed", type=int, default=0, help="decides the random order of the threads")
+    parser.addoption(
+        "--no-pool", action="store_true", help="on a GPU: memory of its own for each array, as memcheck needs"
+    )
+
+
+def pytest_configure(config):
+    if config.getoption("no_pool") and "cuda" in DEVICES:
+        import cupy
+
+        cupy.cuda.set_allocator(None)
 
 
 def pytest_generate_tests(metafunc):

@@ -21,7 +21,9 @@ def test_shapes_must_be_equal():
 
 
 @pytest.mark.parametrize(("channels", "out", "stride"), [(1, 1, 1), (4, 8, 2), (3, 8, 2), (5, 5, 3), (2, 7, 1)])
-@pytest.mark.parametrize("image", [(1, 1), (8, 8), (7, 5)], ids=str)
+@pytest.mark.parametrize(
+    "image", [(1, 1), (8, 8), (7, 5), (9, 35)], ids=str
+)  # the last needs several blocks for a plane
 def test_shortcut(rng, dtype, channels, out, stride, image):
     x = mr.Tensor(rng.standard_normal((2, channels, *image)).astype(dtype), requires_grad=True)
     y = mr.functional.shortcut(x, out, stride)

@@ -18,6 +18,7 @@ def test_special_values(dtype):
     x = mr.Tensor(np.array([-0.0, 0.0, np.inf, -np.inf, np.nan], dtype), requires_grad=True)
     y = mr.functional.relu(x)
     np.testing.assert_array_equal(y.numpy(), [0, 0, np.inf, 0, np.nan])
+    assert not np.signbit(y.numpy()[:2]).any()
     y.backward(np.ones(5, dtype))
     np.testing.assert_array_equal(x.grad.numpy(), [0, 0, 1, 0, 1])
 

@@ -1,0 +1,137 @@
+"""Everything that only a GPU can tell, in one command, for whoever has one:
+
+    python tests/gpu_check.py --data-dir DIR --out DIR
+
+In order, each part under a time limit of its own: the machine; the whole test suite on the GPU; NVIDIA's
+compute-sanitizer (memcheck, racecheck, initcheck, synccheck) over the kernels' tests; the `fast` recipe on real
+CIFAR-10 from DIR, and the `paper` recipe. `--skip` and `--only` name parts. Writes report.md and report.json to --out after
+every part, so that a run that is cut off keeps what it had. `--only sanitizer` is the way to compute-sanitizer alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+TESTS = ROOT / "tests"
+KERNEL_TESTS = [str(TESTS / f"test_{p.stem}.py") for p in sorted((ROOT / "kernels").glob("*.cu"))]
+TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
+PYTEST = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+
+
+def run(command: list[str], limit: float, **environment: str) -> dict:
+    """The command's exit status ("timeout" past `limit` seconds), seconds and the end of what it printed."""
+    began = time.perf_counter()
+    variables = os.environ | {"PYTHONPATH": str(ROOT), "MINIRES_DEVICE": "cuda"} | environment
+    try:
+        done = subprocess.run(
+            command,
+            timeout=limit,
+            env=variables,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+        )
+        status, output = str(done.returncode), done.stdout
+    except subprocess.TimeoutExpired as late:
+        status, output = "timeout", (late.stdout or b"").decode(errors="replace")
+    except OSError as error:
+        status, output = "not started", str(error)
+    return {
+        "command": " ".join(command),
+        "status": status,
+        "seconds": round(time.perf_counter() - began, 1),
+        "output": output[-3000:],
+    }
+
+
+def machine(arguments: argparse.Namespace) -> list[dict]:
+    code = (
+        "import cupy, minires as mr; mr.set_device('cuda'); print(mr.describe_device()); "
+        "print('driver', cupy.cuda.runtime.driverGetVersion(), 'runtime', cupy.cuda.runtime.runtimeGetVersion())"
+    )
+    print(f"Python {platform.python_version()}, {platform.platform()}")
+    return [run([sys.executable, "-c", code], 120), run(["nvidia-smi"], 30)]
+
+
+def suite(arguments: argparse.Namespace) -> list[dict]:
+    return [run([*PYTEST, "-n", "0", str(TESTS)], arguments.limit, MINIRES_DATA=arguments.data_dir)]
+
+
+def sanitizer(arguments: argparse.Namespace) -> list[dict]:
+    """The float tests in one process: every launch is slow here."""
+    program = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
+    tests = [*PYTEST, "-n", "0", "--no-pool", "-k", "float", *KERNEL_TESTS]
+    return [run([program, "--tool", tool, "--error-exitcode", "9", *tests], arguments.limit) for tool in TOOLS]
+
+
+def train(arguments: argparse.Namespace, recipe: str) -> list[dict]:
+    script = str(ROOT / "examples" / "train_cifar.py")
+    data = ["--device", "cuda", "--dataset", "cifar10", "--data-dir", arguments.data_dir]
+    out = Path(arguments.out) / recipe
+    result = run([sys.executable, script, *data, "--recipe", recipe, "--out", str(out)], arguments.limit)
+    metrics = out / "metrics.jsonl"
+    if metrics.exists():
+        result["metrics"] = [json.loads(line) for line in metrics.read_text().splitlines()]
+    return [result]
+
+
+PARTS = {
+    "machine": machine,
+    "suite": suite,
+    "sanitizer": sanitizer,
+    "fast": lambda arguments: train(arguments, "fast"),
+    "paper": lambda arguments: train(arguments, "paper"),
+}
+
+
+def write(report: dict, out: Path) -> None:
+    (out / "report.json").write_text(json.dumps(report, indent=1))
+    lines = ["# minires on a GPU\n"]
+    for part, results in report.items():
+        lines.append(f"## {part}\n")
+        for result in results:
+            lines.append(f"`{result['command']}`: exit status {result['status']}, {result['seconds']} s\n")
+            if "metrics" in result:
+                last = result["metrics"][-1]
+                best = max(r["test_accuracy"] for r in result["metrics"])
+                lines.append(
+                    f"epoch {last['epoch']}: test accuracy {last['test_accuracy']:.2%}, best {best:.2%}, "
+                    f"{last['images_per_second']:.0f} images/s\n"
+                )
+            lines.append("```\n" + "\n".join(result["output"].strip().splitlines()[-25:]) + "\n```\n")
+    (out / "report.md").write_text("\n".join(lines))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Check minires on a GPU and write a report.")
+    parser.add_argument(
+        "--data-dir", default=os.environ.get("MINIRES_DATA", "data"), help="holds cifar-10-batches-bin/"
+    )
+    parser.add_argument("--out", required=True, help="a folder for the report")
+    parser.add_argument("--only", nargs="*", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--skip", nargs="*", choices=PARTS, default=[])
+    parser.add_argument("--limit", type=float, default=120, help="seconds that one command may take")
+    arguments = parser.parse_args()
+    arguments.data_dir = str(Path(arguments.data_dir).resolve())
+    out = Path(arguments.out)
+    out.mkdir(parents=True, exist_ok=True)
+    report: dict[str, list[dict]] = {}
+    for name in [n for n in PARTS if n in arguments.only and n not in arguments.skip]:
+        report[name] = PARTS[name](arguments)
+        write(report, out)
+        print(f"{name}: " + ", ".join(f"{r['status']} ({r['seconds']} s)" for r in report[name]), flush=True)
+    return 0 if all(r["status"] == "0" for results in report.values() for r in results) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
