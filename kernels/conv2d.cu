@@ -145,7 +145,7 @@ __device__ inline void conv3x3_weight(const scalar_t* __restrict__ x, const scal
     constexpr int BR = 64 / BW, BC = 16, BO = 16, TC = 8, THREADS = 9 * BC / TC;
     constexpr int ROWS = (BR - 1) * S + 3, COLUMNS = (BW - 1) * S + 3;
     __shared__ scalar_t xs[BC][ROWS][COLUMNS];
-    __shared__ __align__(64) scalar_t dys[BR * BW][BO];  // transposed: the channels of a pixel side by side
+    __shared__ __align__(64) scalar_t dys[BR][BW][BO];  // transposed: the channels of a pixel side by side
 
     const int tiles_x = (OW + BW - 1) / BW, tiles = tiles_x * ((OH + BR - 1) / BR);
     const int c0 = blockIdx.x * BC, o0 = blockIdx.y * BO;
@@ -168,19 +168,22 @@ __device__ inline void conv3x3_weight(const scalar_t* __restrict__ x, const scal
             const int o = r % BO, oy = tile_y + r / BO;
             const bool in_row = o0 + o < O && oy < OH;
             const scalar_t* from = dy + ((n * O + o0 + o) * OH + oy) * OW + tile_x;
-            for (int j = 0; j < BW; ++j) dys[r / BO * BW + j][o] = in_row && tile_x + j < OW ? from[j] : scalar_t(0);
+            for (int j = 0; j < BW; ++j) dys[r / BO][j][o] = in_row && tile_x + j < OW ? from[j] : scalar_t(0);
         }
         __syncthreads();
         for (int y = 0; y < BR; ++y)
-            for (int p = 0; p < BW; ++p) {
-                scalar_t right[BO];
-                for (int j = 0; j < BO; ++j) right[j] = dys[y * BW + p][j];
+            for (int p0 = 0; p0 < BW; p0 += 4)
+                // Four pixels a turn: g++ loads and stores the sums once a turn.
 #pragma unroll
-                for (int k = 0; k < TC; ++k) {
-                    const scalar_t left = xs[c + k][y * S + ky][p * S + kx];
-                    for (int j = 0; j < BO; ++j) sum[k][j] += left * right[j];
+                for (int p = p0; p < p0 + 4; ++p) {
+                    scalar_t right[BO];
+                    for (int j = 0; j < BO; ++j) right[j] = dys[y][p][j];
+#pragma unroll
+                    for (int k = 0; k < TC; ++k) {
+                        const scalar_t left = xs[c + k][y * S + ky][p * S + kx];
+                        for (int j = 0; j < BO; ++j) sum[k][j] += left * right[j];
+                    }
                 }
-            }
         __syncthreads();
     }
 #pragma unroll
@@ -191,14 +194,16 @@ __device__ inline void conv3x3_weight(const scalar_t* __restrict__ x, const scal
                 parts[((blockIdx.z * (long long)C + c0 + c + k) * 9 + tap) * O + o0 + j] = sum[k][j];
 }
 
-// dw[o, c, tap] = sum over the chunks of parts[chunk, c, tap, o]. Launch: one element of dw a thread.
+// dw[o, c, tap] = sum over the chunks of parts[chunk, c, tap, o]. Launch: one element of dw a thread; on a CPU a
+// sixteenth of the threads do the work, 16 neighbours each.
 extern "C" __global__ void conv3x3_weight_sum(const scalar_t* __restrict__ parts, scalar_t* __restrict__ dw, int chunks,
                                               int C, int O) {
-    const int i = blockIdx.x * blockDim.x + threadIdx.x, count = C * 9 * O;
-    if (i >= count) return;
-    scalar_t total = 0;
-    for (int chunk = 0; chunk < chunks; ++chunk) total += parts[(long long)chunk * count + i];
-    dw[i % O * (C * 9) + i / O] = total;
+    constexpr int RUN = BLOCKED ? 16 : 1;
+    const int first = (blockIdx.x * blockDim.x + threadIdx.x) * RUN, count = C * 9 * O, run = min(RUN, count - first);
+    scalar_t total[RUN] = {};
+    for (int chunk = 0; chunk < chunks; ++chunk)
+        for (int j = 0; j < run; ++j) total[j] += parts[(long long)chunk * count + first + j];
+    for (int i = first; i < first + run; ++i) dw[i % O * (C * 9) + i / O] = total[i - first];
 }
 
 // The tiles, channels x columns, that fit ResNet-20's stages: 16 x 32, 32 x 16 and 64 x 8. A suffix says stride or zeros.
