@@ -75,7 +75,9 @@ extern "C" __global__ void batchnorm_forward(const scalar_t* __restrict__ x, con
                                              const scalar_t* __restrict__ bias, scalar_t* __restrict__ y, int C, int P) {
     const long long plane = blockIdx.x;
     const int c = plane % C, p = blockIdx.y * blockDim.x + threadIdx.x;
-    if (p < P) y[plane * P + p] = (x[plane * P + p] - mean[c]) * (invstd[c] * weight[c]) + bias[c];
+    // Outside of the condition: what is the same for all threads of a block need not hide behind it.
+    const scalar_t m = mean[c], scale = invstd[c] * weight[c], shift = bias[c];
+    if (p < P) y[plane * P + p] = (x[plane * P + p] - m) * scale + shift;
 }
 
 // The two sums of chunk k of channel c. Launch as batchnorm_chunk_statistics.
@@ -106,10 +108,10 @@ extern "C" __global__ void batchnorm_backward(const scalar_t* __restrict__ x, co
                                               int C, int P, int training) {
     const long long plane = blockIdx.x;
     const int c = plane % C, p = blockIdx.y * blockDim.x + threadIdx.x;
-    if (p >= P) return;
-    const scalar_t M = scalar_t(N) * P, scale = weight[c] * invstd[c];
+    const scalar_t M = scalar_t(N) * P, m = mean[c], scale = weight[c] * invstd[c];
     const scalar_t from_mean = training ? d_bias[c] / M : scalar_t(0);
     const scalar_t from_variance = training ? invstd[c] * d_weight[c] / M : scalar_t(0);
+    if (p >= P) return;
     const long long i = plane * P + p;
-    dx[i] = scale * (dy[i] - from_mean - (x[i] - mean[c]) * from_variance);
+    dx[i] = scale * (dy[i] - from_mean - (x[i] - m) * from_variance);
 }

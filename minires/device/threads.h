@@ -54,7 +54,8 @@ struct Block {
     std::vector<unsigned> warp_ended;    // bit l of word w: lane l of warp w has ended, or does not exist
     std::vector<unsigned> warp_waiting;  // bit l of word w: lane l of warp w waits at a warp primitive ...
     std::vector<unsigned> warp_mask;     // ... for the lanes of warp_mask[thread]
-    std::vector<uint64_t> warp_slot;     // what each thread offers to a shuffle
+    std::vector<unsigned> warp_source;   // the thread whose value each thread asks for in a shuffle
+    std::vector<uint64_t> warp_offered, warp_received;
     std::vector<Fiber*> fibers, parked;
     Fiber* entering;
 };
@@ -119,9 +120,15 @@ static inline void release_if_complete(Block& b) {
     }
 }
 
+// The last lane to arrive hands out all values, so that a shuffle needs no second wait.
 static inline void release_lanes_if_complete(Block& b, unsigned warp, unsigned mask) {
     const unsigned expected = mask & ~b.warp_ended[warp];
-    if ((b.warp_waiting[warp] & expected) == expected) b.warp_waiting[warp] &= ~mask;
+    if ((b.warp_waiting[warp] & expected) != expected) return;
+    for (unsigned rest = expected; rest; rest &= rest - 1) {
+        const unsigned t = warp * 32 + __builtin_ctz(rest);
+        b.warp_received[t] = b.warp_offered[b.warp_source[t]];
+    }
+    b.warp_waiting[warp] &= ~mask;
 }
 
 static void finish_thread(Block& b, unsigned t) {
@@ -169,7 +176,9 @@ static void become_fibers(Block& b) {
     for (unsigned u = 0; u < t; ++u) b.warp_ended[u / 32] |= 1u << (u % 32);
     b.warp_waiting.assign(warps, 0);
     b.warp_mask.resize(warps * 32);
-    b.warp_slot.resize(warps * 32);
+    b.warp_source.resize(warps * 32);
+    b.warp_offered.resize(warps * 32);
+    b.warp_received.resize(warps * 32);
 }
 
 static inline void wait(Block& b, unsigned t) {
@@ -229,12 +238,11 @@ template <class T> static T shuffle(unsigned mask, T value, unsigned source, con
     Block& b = *block;
     if (!b.suspended) become_fibers(b);
     const unsigned t = b.running;
-    memcpy(&b.warp_slot[t], &value, sizeof(T));
+    memcpy(&b.warp_offered[t], &value, sizeof(T));
+    b.warp_source[t] = t / 32 * 32 + (source & 31);
     __syncwarp(mask);
-    T result;
-    memcpy(&result, &b.warp_slot[t / 32 * 32 + (source & 31)], sizeof(T));
-    __syncwarp(mask);
-    return result;
+    memcpy(&value, &b.warp_received[t], sizeof(T));
+    return value;
 }
 }  // namespace minires
 
