@@ -5,7 +5,7 @@
 In order, each part under a time limit of its own: the machine; the whole test suite on the GPU; NVIDIA's
 compute-sanitizer (memcheck, racecheck, initcheck, synccheck) over the kernels' tests; the `fast` recipe on real
 CIFAR-10 from DIR, and the `paper` recipe. `--skip` and `--only` name parts. Writes report.md and report.json to --out
-after every part, so that a run that is cut off keeps what it had. `--only sanitizer` is the way to compute-sanitizer alone.
+after every part, so that a run that is cut off keeps what it had. `--only sanitizer` runs compute-sanitizer alone.
 """
 
 from __future__ import annotations
