@@ -10,6 +10,7 @@ Writes metrics.jsonl (one object an epoch), best.safetensors, last.safetensors a
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 import os
@@ -42,6 +43,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--seed", type=int, default=0)
     add("--train-size", type=int, help="only the first images")
     add("--test-size", type=int, help="only the first images")
+    add("--profile", action="store_true", help="first show where the time of three batches goes")
     add("--out", help="a new folder for the results (default: runs/<name>)")
     arguments = parser.parse_args()
     for name in ("epochs", "batch_size", "train_size", "test_size"):
@@ -140,6 +142,22 @@ def train_epoch(
     return mean
 
 
+def profile_steps(net: mr.nn.Module, loader: mr.cifar.Loader) -> None:
+    """Print the kernels' times in the forward and backward of three batches, after one that is not counted."""
+
+    def run(batches) -> None:
+        for x, labels in batches:
+            mr.functional.cross_entropy(net(x), labels).backward()
+            for parameter in net.parameters():
+                parameter.grad = None
+
+    batches = iter(loader)
+    run(itertools.islice(batches, 1))
+    with mr.profile() as profile:
+        run(itertools.islice(batches, 3))
+    print(profile)
+
+
 def evaluate(net: mr.nn.Module, loader: mr.cifar.Loader) -> Mean:
     mean = Mean()
     net.eval()
@@ -211,6 +229,10 @@ def main() -> None:
     )
     print(f"output   {out}", flush=True)
 
+    if arguments.profile:
+        state = net.state_dict()
+        profile_steps(net, train)
+        net.load_state_dict(state)
     records: list[dict] = []
     for epoch in range(epochs):
         train.epoch = epoch

@@ -13,6 +13,7 @@ from . import checkpoint, cifar, functional, nn, optim, resnet
 from .device import DeviceError, RawKernel, SanitizerError, describe_device, get_device, sanitize, set_device
 from .gradcheck import GradcheckError, gradcheck
 from .nn import manual_seed
+from .profiler import profile
 from .tensor import Tensor, no_grad
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "nn",
     "no_grad",
     "optim",
+    "profile",
     "resnet",
     "sanitize",
     "set_device",

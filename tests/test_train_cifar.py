@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -21,8 +22,9 @@ def train(folder, *options, **environment):
 
 def test_auto_falls_back_loudly_and_writes_everything(tmp_path):
     sizes = ["--train-size", "300", "--test-size", "100", "--epochs", "2", "--batch-size", "50"]
-    result = train(tmp_path, *sizes)
+    result = train(tmp_path, *sizes, "--profile")
     assert result.returncode == 0, result.stderr
+    assert re.search(r"^relu_forward +21 ", result.stdout, re.MULTILINE)  # 7 of them in 3 batches
     assert "CIFAR-10 IS NOT THERE: cannot fetch" in result.stdout
     assert "75,290 parameters" in result.stdout
     out = tmp_path / "runs" / "synthetic-resnet8A-fast-seed0"

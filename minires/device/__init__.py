@@ -28,6 +28,7 @@ __all__ = [
     "describe_device",
     "get_device",
     "launch",
+    "observe",
     "sanitize",
     "set_device",
 ]
@@ -118,9 +119,29 @@ def launch(
     Raises TypeError where an argument does not fit its parameter.
     """
     now = current()
+    arrays = [a for a in args if isinstance(a, now.array_type)]
     if scalar is None:
-        scalar = next(a.dtype for a in args if isinstance(a, now.array_type) and a.dtype.kind == "f")
-    _library(now, scalar, now.sanitizer is not None).kernel(name)(grid, block, args)
+        scalar = next(a.dtype for a in arrays if a.dtype.kind == "f")
+    kernel = _library(now, scalar, now.sanitizer is not None).kernel(name)
+    if _observer is None:
+        kernel(grid, block, args)
+    else:
+        _observer(name, lambda: kernel(grid, block, args), arrays)
+
+
+Observer = Callable[[str, Callable[[], None], list], None]
+_observer: Observer | None = None
+
+
+@contextlib.contextmanager
+def observe(observer: Observer) -> Iterator[None]:
+    """Within this context `observer(name, run, arrays)` is called for each launch, and runs it by calling `run()`."""
+    global _observer
+    before, _observer = _observer, observer
+    try:
+        yield
+    finally:
+        _observer = before
 
 
 class RawKernel:

@@ -12,6 +12,7 @@ import shlex
 import shutil
 import subprocess
 import tempfile
+import time
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
@@ -180,6 +181,12 @@ class CpuDevice:
 
     def synchronize(self) -> None:
         """Kernels have ended when their launch returns: nothing to wait for."""
+
+    def time(self, run: Callable[[], None]) -> float:
+        """The seconds that the launches in `run` take."""
+        began = time.perf_counter()
+        run()
+        return time.perf_counter() - began
 
     def compile(self, code: str, scalar: np.dtype) -> Module:
         """Compile CUDA C++, with `scalar` as scalar_t. Raises DeviceError with the compiler's message."""

@@ -72,6 +72,15 @@ class CudaDevice:
         """Wait until all launched kernels have ended."""
         self._cupy.cuda.get_current_stream().synchronize()
 
+    def time(self, run: Callable[[], None]) -> float:
+        """The seconds that the launches in `run` take, by CUDA events."""
+        begin, end = (self._cupy.cuda.Event() for _ in range(2))
+        begin.record()
+        run()
+        end.record()
+        end.synchronize()
+        return self._cupy.cuda.get_elapsed_time(begin, end) / 1e3
+
     def compile(self, code: str, scalar: np.dtype) -> Module:
         """Compile CUDA C++, with `scalar` as scalar_t. Raises DeviceError with the compiler's message."""
         module = self._cupy.RawModule(code=expand_include(code), options=nvrtc_options(scalar), backend="nvrtc")

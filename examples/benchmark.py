@@ -1,0 +1,329 @@
+"""How fast: each kernel at ResNet-20's shapes, and whole training steps beside PyTorch.
+
+    python examples/benchmark.py                      on the current device, beside PyTorch where it is installed
+    python examples/benchmark.py --out results/mine   also writes report.md, report.json and kernels.png
+
+Times are medians of runs that take turns, so that a change of the machine's speed meets all alike. The roofline, a copy
+for GB/s and multiply-adds for GFLOP/s, is measured in the same run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import importlib.util
+import json
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+import minires as mr
+
+ROOFLINE = """
+extern "C" __global__ void copy(const float* __restrict__ x, float* __restrict__ y, long long n) {
+    const long long i = (long long)blockIdx.x * blockDim.x + threadIdx.x;
+    if (i < n) y[i] = x[i];
+}
+extern "C" __global__ void multiply_add(float* __restrict__ x, int rounds) {
+    constexpr int CHAINS = 128;  // independent sums, that the latency of one does not count
+    float sum[CHAINS];
+    const int i = blockIdx.x * blockDim.x + threadIdx.x;
+    for (int c = 0; c < CHAINS; ++c) sum[c] = x[i] + c;
+    for (int r = 0; r < rounds; r += 16)
+#pragma unroll
+        for (int turn = 0; turn < 16; ++turn)
+            for (int c = 0; c < CHAINS; ++c) sum[c] = sum[c] * 0.999f + 0.001f;
+    float total = 0;
+    for (int c = 0; c < CHAINS; ++c) total += sum[c];
+    x[i] = total;
+}
+"""
+CONVOLUTIONS = ((3, 16, 32, 1), (16, 16, 32, 1), (16, 32, 32, 2), (32, 32, 16, 1), (32, 64, 16, 2), (64, 64, 8, 1))
+
+
+def seconds(run: Callable[[], None]) -> float:
+    return mr.device.current().time(run)
+
+
+def median(values: list[float]) -> float:
+    return statistics.median(values)
+
+
+def spread(values: list[float]) -> str:
+    return f"{min(values):.2f} to {max(values):.2f}"
+
+
+def roofline(repeats: int) -> dict[str, float]:
+    """GB/s of a copy of 256 MB, and GFLOP/s of multiply-adds in registers."""
+    n, threads, rounds = 2**25, 2**16, 2000
+    x, y = (mr.Tensor(np.zeros(n, np.float32)).data for _ in range(2))
+    copy, multiply_add = (mr.RawKernel(ROOFLINE, name) for name in ("copy", "multiply_add"))
+    copying = [seconds(lambda: copy((n // 256,), (256,), (x, y, n))) for _ in range(repeats)]
+    adding = [seconds(lambda: multiply_add((threads // 64,), (64,), (x, rounds))) for _ in range(repeats)]
+    return {"gb_per_s": 8 * n / min(copying) / 1e9, "gflop_per_s": 2 * 128 * threads * rounds / min(adding) / 1e9}
+
+
+def forward_and_backward(x: mr.Tensor, w: mr.Tensor, dy: mr.Tensor, stride: int, algorithm: str) -> None:
+    mr.functional.conv2d(x, w, None, stride, 1, algorithm).backward(dy)
+
+
+def convolution_kernels(batch: int, repeats: int) -> list[dict]:
+    """Forward and both gradients of ResNet-20's convolutions, by the readable and the fast kernels."""
+    rows = []
+    for c, o, size, stride in CONVOLUTIONS:
+        rng = np.random.default_rng(0)
+        x = mr.Tensor(rng.standard_normal((batch, c, size, size)).astype(np.float32), requires_grad=True)
+        w = mr.Tensor(rng.standard_normal((o, c, 3, 3)).astype(np.float32), requires_grad=True)
+        dy = mr.Tensor(rng.standard_normal((batch, o, size // stride, size // stride)).astype(np.float32))
+        flops = 3 * 2 * batch * o * c * 9 * (size // stride) ** 2
+        times: dict[str, list[float]] = {"im2col": [], "auto": []}
+        for algorithm in [*times] * (repeats + 1):
+            x.grad = w.grad = None
+
+            run = functools.partial(forward_and_backward, x, w, dy, stride, algorithm)
+            times[algorithm].append(seconds(run))
+        readable, fast = (median(t[1:]) for t in times.values())
+        rows.append(
+            {
+                "layer": f"{c} to {o} channels, {size} x {size}, stride {stride}",
+                "readable_ms": readable * 1e3,
+                "fast_ms": fast * 1e3,
+                "fast_gflop_per_s": flops / fast / 1e9,
+                "gain": readable / fast,
+            }
+        )
+    return rows
+
+
+def other_kernels(batch: int) -> list[dict]:
+    """All kernels of three training steps of ResNet-20, by time."""
+    step = minires_step(batch)
+    step()
+    with mr.profile() as profile:
+        for _ in range(3):
+            step()
+    rows = [
+        {"kernel": name, "launches": k.launches // 3, "ms": k.seconds / 3 * 1e3, "gb_per_s": k.bytes / k.seconds / 1e9}
+        for name, k in profile.kernels.items()
+    ]
+    return sorted(rows, key=lambda row: -row["ms"])
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Whole steps: functions that train, or evaluate, on one batch
+
+
+def batch_of(size: int) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(0)
+    return rng.standard_normal((size, 3, 32, 32)).astype(np.float32), rng.integers(0, 10, size)
+
+
+def minires_step(batch: int, train: bool = True) -> Callable[[], None]:
+    images, labels = batch_of(batch)
+    net, x = mr.resnet.resnet20().train(train), mr.Tensor(images)
+    optimizer = mr.optim.SGD(net.parameters(), 0.1, momentum=0.9, weight_decay=5e-4, nesterov=True)
+
+    def step() -> None:
+        if train:
+            loss = mr.functional.cross_entropy(net(x), labels)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        else:
+            with mr.no_grad():
+                net(x)
+        mr.device.current().synchronize()
+
+    return step
+
+
+def torch_steps(batch: int, train: bool = True) -> dict[str, Callable[[], None]]:
+    """The same in PyTorch: eager and channels-last, and on a GPU compiled and in bfloat16 too."""
+    import torch
+
+    device = mr.get_device()
+    if device == "cpu":
+        torch.set_num_threads(mr.device.current().threads)
+    else:
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+        torch.backends.cudnn.benchmark = True
+    variants = ["eager", "channels-last"] + (["compiled, CUDA graphs", "bfloat16"] if device == "cuda" else [])
+    return {name: _torch_step(torch, device, name, batch, train) for name in variants}
+
+
+def _torch_step(torch, device: str, variant: str, batch: int, train: bool) -> Callable[[], None]:
+    layout = torch.contiguous_format if variant == "eager" else torch.channels_last
+    net = _torch_resnet20(torch).train(train).to(device, memory_format=layout)
+    images, labels = (torch.from_numpy(a).to(device) for a in batch_of(batch))
+    x = images.to(memory_format=layout)
+    optimizer = torch.optim.SGD(net.parameters(), 0.1, momentum=0.9, weight_decay=5e-4, nesterov=True)
+    forward = torch.compile(net, mode="reduce-overhead") if variant.startswith("compiled") else net
+
+    def step() -> None:
+        with torch.autocast(device, torch.bfloat16, enabled=variant == "bfloat16"), torch.set_grad_enabled(train):
+            logits = forward(x)
+            loss = torch.nn.functional.cross_entropy(logits, labels) if train else None
+        if train:
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+    return step
+
+
+def _torch_resnet20(torch):
+    nn, functional = torch.nn, torch.nn.functional
+
+    class Block(nn.Module):
+        def __init__(self, c: int, o: int, stride: int) -> None:
+            super().__init__()
+            self.conv1, self.bn1 = nn.Conv2d(c, o, 3, stride, 1, bias=False), nn.BatchNorm2d(o)
+            self.conv2, self.bn2 = nn.Conv2d(o, o, 3, 1, 1, bias=False), nn.BatchNorm2d(o)
+            self.stride, self.before = stride, (o - c) // 2
+
+        def forward(self, x):
+            y = self.bn2(self.conv2(functional.relu(self.bn1(self.conv1(x)))))
+            if self.stride > 1:
+                x = functional.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.before, self.before))
+            return functional.relu(y + x)
+
+    layers = [nn.Conv2d(3, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU()]
+    for c, o, stride in ((16, 16, 1), (16, 32, 2), (32, 64, 2)):
+        layers += [Block(c, o, stride), Block(o, o, 1), Block(o, o, 1)]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10))
+
+
+def compare(batch: int, train: bool, repeats: int) -> list[dict]:
+    """Images per second of minires and of PyTorch's variants, a run of each in turn."""
+    steps = {"minires": minires_step(batch, train)}
+    if importlib.util.find_spec("torch"):
+        steps |= {f"PyTorch {name}": step for name, step in torch_steps(batch, train).items()}
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    for _ in range(repeats + 2):
+        for name, step in steps.items():
+            began = time.perf_counter()
+            step()
+            times[name].append(time.perf_counter() - began)
+    rows = []
+    for name, values in times.items():
+        ratios = [other / own for own, other in zip(times["minires"][2:], values[2:], strict=True)]
+        rows.append(
+            {
+                "what": f"{'training' if train else 'evaluation'}, batch {batch}",
+                "who": name,
+                "images_per_s": batch / median(values[2:]),
+                "minires_is_faster_by": median(ratios),
+                "spread": spread(ratios),
+            }
+        )
+    return rows
+
+
+def table(rows: list[dict]) -> str:
+    def cell(value: object) -> str:
+        return f"{value:.2f}" if isinstance(value, float) else str(value)
+
+    lines = [" | ".join(rows[0]), " | ".join("---" for _ in rows[0])]
+    return "\n".join(f"| {line} |" for line in lines + [" | ".join(map(cell, row.values())) for row in rows])
+
+
+def plot(report: dict, path: Path) -> None:
+    if not importlib.util.find_spec("matplotlib"):
+        return
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    rows = report["convolutions"]
+    figure, axes = pyplot.subplots(figsize=(9, 3.5), layout="constrained")
+    places = np.arange(len(rows))
+    axes.barh(places - 0.2, [r["readable_ms"] for r in rows], 0.4, label="readable: im2col and GEMM")
+    axes.barh(places + 0.2, [r["fast_ms"] for r in rows], 0.4, label="fast: without the columns")
+    axes.set(yticks=places, yticklabels=[r["layer"] for r in rows], xlabel="ms, forward and both gradients")
+    axes.invert_yaxis()
+    axes.legend()
+    figure.savefig(path, dpi=120)
+
+
+def versions() -> str:
+    names = [f"Python {platform.python_version()}", f"NumPy {np.__version__}", f"minires {mr.__version__}"]
+    if importlib.util.find_spec("torch"):
+        import torch
+
+        names.append(f"PyTorch {torch.__version__}")
+    return ", ".join(names)
+
+
+def peak_memory_gb() -> float | None:
+    """Of this process, so far; None where the system does not tell."""
+    if importlib.util.find_spec("resource") is None:
+        return None
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Time the kernels, and training beside PyTorch.")
+    parser.add_argument("--device", choices=("auto", "cuda", "cpu"), default="auto")
+    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[128, 512])
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--out", help="a folder for report.md, report.json and kernels.png")
+    arguments = parser.parse_args()
+    if arguments.device != "auto":
+        mr.set_device(arguments.device)
+    first = arguments.batch_sizes[0]
+    report: dict = {"device": mr.describe_device(), "versions": versions(), "cores": os.cpu_count()}
+    report["roofline"] = roofline(arguments.repeats)
+    report["convolutions"] = convolution_kernels(first, arguments.repeats)
+    report["kernels"] = other_kernels(first)
+    report["peak_memory_gb"] = peak_memory_gb()
+    report["steps"] = [
+        row
+        for batch in arguments.batch_sizes
+        for train in (True, False)
+        for row in compare(batch, train, arguments.repeats)
+    ]
+    peak = report["roofline"]
+    for row in report["convolutions"]:
+        row["of_roofline"] = f"{row['fast_gflop_per_s'] / peak['gflop_per_s']:.0%}"
+    for row in report["kernels"]:
+        row["of_copy"] = f"{row['gb_per_s'] / peak['gb_per_s']:.0%}"
+    memory = f"{report['peak_memory_gb']:.2f} GB" if report["peak_memory_gb"] else "unknown"
+    text = f"""# {report["device"]}
+
+{report["versions"]}, {report["cores"]} cores. Roofline: a copy {peak["gb_per_s"]:.1f} GB/s, multiply-adds
+{peak["gflop_per_s"]:.0f} GFLOP/s. Peak memory of this process at batch {first}, minires only: {memory}.
+
+## Steps of ResNet-20, medians of {arguments.repeats} runs
+
+{table(report["steps"])}
+
+## Convolutions at batch {first}, forward and both gradients
+
+{table(report["convolutions"])}
+
+## Kernels of one training step at batch {first}
+
+{table(report["kernels"])}
+"""
+    print(text)
+    if arguments.out:
+        out = Path(arguments.out)
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "report.md").write_text(text)
+        (out / "report.json").write_text(json.dumps(report, indent=1))
+        plot(report, out / "kernels.png")
+
+
+if __name__ == "__main__":
+    main()
