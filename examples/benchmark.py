@@ -35,9 +35,9 @@ extern "C" __global__ void multiply_add(float* __restrict__ x, int rounds) {
     float sum[CHAINS];
     const int i = blockIdx.x * blockDim.x + threadIdx.x;
     for (int c = 0; c < CHAINS; ++c) sum[c] = x[i] + c;
-    for (int r = 0; r < rounds; r += 16)
+    for (int r = 0; r < rounds; r += 4)
 #pragma unroll
-        for (int turn = 0; turn < 16; ++turn)
+        for (int turn = 0; turn < 4; ++turn)
             for (int c = 0; c < CHAINS; ++c) sum[c] = sum[c] * 0.999f + 0.001f;
     float total = 0;
     for (int c = 0; c < CHAINS; ++c) total += sum[c];

@@ -4,6 +4,7 @@ import reference
 from reference import assert_close
 
 import minires as mr
+from minires import device
 
 SHAPES = [(2, 3, 1, 1), (1, 5, 3, 3), (4, 16, 8, 8), (3, 2, 7, 5), (40, 3, 16, 16), (2, 300, 2, 2), (9, 1, 33, 31)]
 
@@ -16,8 +17,10 @@ def make(rng, shape, dtype, offset=0.0):
     return [mr.Tensor(a, requires_grad=True) for a in (x, weight, bias)], running
 
 
+@pytest.mark.parametrize("threads", [32, 96])  # one warp, as on a CPU, and several, as on a GPU
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_training(rng, dtype, shape):
+def test_training(rng, dtype, shape, threads, monkeypatch):
+    monkeypatch.setattr(device.current(), "reduction_threads", threads)
     (x, weight, bias), running = make(rng, shape, dtype)
     before = [r.numpy().astype(np.float64) for r in running]
     y = mr.functional.batch_norm(x, *running, weight, bias, training=True, momentum=0.3, eps=1e-3)
