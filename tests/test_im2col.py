@@ -11,6 +11,7 @@ GEOMETRIES = [  # image, kernel, stride, padding
     ((7, 5), (3, 2), (2, 1), (0, 2)),
     ((4, 4), (4, 4), (3, 3), (0, 0)),
     ((35, 33), (5, 1), (1, 3), (4, 0)),
+    ((3, 40), (1, 3), (1, 1), (0, 1)),  # rows that need two blocks
     ((9, 9), (2, 2), (4, 4), (0, 0)),  # pixels between the windows that no window reads
 ]
 
