@@ -4,7 +4,8 @@
     python examples/benchmark.py --out results/mine   also writes report.md, report.json and kernels.png
 
 Times are medians of runs that take turns, so that a change of the machine's speed meets all alike. The roofline, a copy
-for GB/s and multiply-adds for GFLOP/s, is measured in the same run.
+for GB/s and multiply-adds for GFLOP/s, is measured in the same run, by kernels: on a CPU it is what its compiler makes
+of CUDA C++, and below what the cores can do.
 """
 
 from __future__ import annotations
