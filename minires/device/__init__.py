@@ -119,14 +119,13 @@ def launch(
     Raises TypeError where an argument does not fit its parameter.
     """
     now = current()
-    arrays = [a for a in args if isinstance(a, now.array_type)]
     if scalar is None:
-        scalar = next(a.dtype for a in arrays if a.dtype.kind == "f")
+        scalar = next(a.dtype for a in args if isinstance(a, now.array_type) and a.dtype.kind == "f")
     kernel = _library(now, scalar, now.sanitizer is not None).kernel(name)
     if _observer is None:
         kernel(grid, block, args)
     else:
-        _observer(name, lambda: kernel(grid, block, args), arrays)
+        _observer(name, lambda: kernel(grid, block, args), [a for a in args if isinstance(a, now.array_type)])
 
 
 Observer = Callable[[str, Callable[[], None], list], None]

@@ -192,14 +192,13 @@ class CpuDevice:
         """Compile CUDA C++, with `scalar` as scalar_t. Raises DeviceError with the compiler's message."""
         path = build(code, scalar, self.blocked, self.sanitizer is not None)
         library = ctypes.CDLL(str(path))
-        signatures = Signature.parse(code, scalar)
 
-        def function(name: str) -> Callable:
+        def function(signature: Signature) -> Callable:
             if self.sanitizer:
-                return lambda *launch: self.sanitizer.launch(path, library, signatures[name], *launch)
-            launcher = library[f"minires_launch_{name}"]
+                return lambda *launch: self.sanitizer.launch(path, library, signature, *launch)
+            launcher = library[f"minires_launch_{signature.name}"]
             launcher.restype = ctypes.c_int64
-            return lambda grid, block, args: self._launch(name, launcher, grid, block, args)
+            return lambda grid, block, args: self._launch(signature.name, launcher, grid, block, args)
 
         return Module(code, scalar, np.ndarray, function)
 

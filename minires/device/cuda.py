@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from .source import DeviceError, Module, expand_include
+from .source import DeviceError, Module, Signature, expand_include
 
 
 def nvrtc_options(scalar: np.dtype) -> tuple[str, ...]:
@@ -89,8 +89,8 @@ class CudaDevice:
         except self._cupy.cuda.compiler.CompileException as error:
             raise DeviceError(f"NVRTC could not compile the kernels:\n{error}") from None
 
-        def function(name: str) -> Callable:
-            kernel = module.get_function(name)
+        def function(signature: Signature) -> Callable:
+            kernel = module.get_function(signature.name)
             null = np.uint64(0)
             return lambda grid, block, args: kernel(grid, block, tuple(null if a is None else a for a in args))
 

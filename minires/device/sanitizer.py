@@ -104,6 +104,7 @@ class Sanitizer:
         self, path: Path, library: ctypes.CDLL, signature: Signature, grid: tuple, block: tuple, args: list
     ) -> None:
         arrays = [a for a in args if isinstance(a, np.ndarray)]
+        names = [p.name for p, a in zip(signature.parameters, args, strict=True) if isinstance(a, np.ndarray)]
         arena, copies = _arena(arrays)
         written = [self.tracker.find(a) if self.checks & CHECKS["init"] else None for a in arrays]
         elements = [
@@ -114,18 +115,18 @@ class Sanitizer:
         kernel = ctypes.cast(library[f"minires_launch_{signature.name}"], ctypes.c_void_p)
         replacement = iter(copies)
         values, pointers = pack_arguments([next(replacement) if isinstance(a, np.ndarray) else a for a in args])
+        regions = (_Region * max(len(arrays), 1))(
+            *(
+                _Region(c.ctypes.data, c.nbytes, c.itemsize, None if e is None else e.ctypes.data)
+                for c, e in zip(copies, elements, strict=True)
+            )
+        )
         orders = _ORDERS if self.checks & CHECKS["race"] else _ORDERS[:1]
         for number in range(len(orders)):
             np.copyto(arena, originals)
             for e, b in zip(elements, before, strict=True):
                 if e is not None:
                     np.copyto(e, b)
-            regions = (_Region * max(len(arrays), 1))(
-                *(
-                    _Region(c.ctypes.data, c.nbytes, c.itemsize, None if e is None else e.ctypes.data)
-                    for c, e in zip(copies, elements, strict=True)
-                )
-            )
             report = _Report()
             found = library.minires_sanitized_launch(
                 kernel,
@@ -139,9 +140,8 @@ class Sanitizer:
                 ctypes.byref(report),
             )
             if found:
-                raise SanitizerError(report.kind.decode(), _describe(report, path, signature, args))
+                raise SanitizerError(report.kind.decode(), _describe(report, path, signature.name, names))
             results.append([c.tobytes() for c in copies])
-        names = [p.name for p, a in zip(signature.parameters, args, strict=True) if isinstance(a, np.ndarray)]
         self._compare(signature.name, names, arrays, results)
         self._keep(signature.name, names, arrays, copies, written, before, elements)
 
@@ -191,19 +191,16 @@ def _arena(arrays: list[np.ndarray]) -> tuple[np.ndarray, list[np.ndarray]]:
     return memory, copies
 
 
-def _describe(report: _Report, path: Path, signature: Signature, args: list) -> str:
+def _describe(report: _Report, path: Path, kernel: str, names: list[str]) -> str:
     where = f", {_source_line(path, report.pc)}" if report.pc else ""
     thread = f"block {tuple(report.block)}, thread {tuple(report.thread)}"
     text = report.text.decode()
     if report.pc or report.elements:
-        array_parameters = [
-            p.name for p, a in zip(signature.parameters, args, strict=True) if isinstance(a, np.ndarray)
-        ]
-        name = f"shared array {report.name.decode()}" if report.region < 0 else array_parameters[report.region]
+        name = f"shared array {report.name.decode()}" if report.region < 0 else names[report.region]
         text += f": {name}[{report.index}], of {report.elements} elements"
         if report.other_pc:
             text += f" (the other access: {_source_line(path, report.other_pc)})"
-    return f"kernel {signature.name}{where}, {thread}: {text}"
+    return f"kernel {kernel}{where}, {thread}: {text}"
 
 
 def _source_line(path: Path, pc: int) -> str:

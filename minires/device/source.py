@@ -150,7 +150,9 @@ def check_geometry(name: str, grid: tuple[int, ...], block: tuple[int, ...]) -> 
 class Module:
     """Compiled source: its kernels by name, each a callable `(grid, block, args)`."""
 
-    def __init__(self, code: str, scalar: np.dtype, array_type: type, function: Callable[[str], Callable]) -> None:
+    def __init__(
+        self, code: str, scalar: np.dtype, array_type: type, function: Callable[[Signature], Callable]
+    ) -> None:
         self._signatures = Signature.parse(code, scalar)
         self._array_type = array_type
         self._function = function
@@ -168,7 +170,7 @@ class Module:
         return self._kernels[name]
 
     def _bind_kernel(self, signature: Signature) -> Callable[[tuple, tuple, tuple], None]:
-        function, array_type = self._function(signature.name), self._array_type
+        function, array_type = self._function(signature), self._array_type
 
         def call(grid: tuple, block: tuple, args: tuple) -> None:
             function(*check_geometry(signature.name, grid, block), signature.bind(args, array_type))
