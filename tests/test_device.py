@@ -162,7 +162,7 @@ def test_a_barrier_that_some_never_reach_is_reported(current_device):
     if current_device != "cpu":
         pytest.skip("a GPU would hang or go on")
     with pytest.raises(mr.DeviceError, match=r"kernel k, block \(0, 0, 0\): some threads wait at a barrier"):
-        run(DIVERGENT, (3,), (32,), np.zeros(1, np.int32))
+        run(DIVERGENT, (300,), (32,), np.zeros(1, np.int32))
     test_barrier_and_shared_memory(256)  # and the device still works
 
 

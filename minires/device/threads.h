@@ -258,7 +258,7 @@ struct Launch {
     void** args;
     uint64_t blocks, chunk;
     std::atomic<uint64_t> next{0};
-    std::atomic<int64_t> deadlocked_block{-1};
+    std::atomic<uint64_t> first_deadlock;  // the first block whose threads wait for ever: `blocks` while there is none
 
     // What each OS thread that takes part does: run chunks of blocks until none is left.
     void work() {
@@ -268,13 +268,14 @@ struct Launch {
         block->count = threads.x * threads.y * threads.z;
         block->body = body;
         block->args = args;
-        for (uint64_t begin; (begin = next.fetch_add(chunk)) < blocks && deadlocked_block < 0;) {
+        for (uint64_t begin; (begin = next.fetch_add(chunk)) < first_deadlock;) {
             for (uint64_t i = begin; i < begin + chunk && i < blocks; ++i) {
                 blockIdx = {unsigned(i % grid.x), unsigned(i / grid.x % grid.y), unsigned(i / grid.x / grid.y)};
                 try {
                     run_block(args);
                 } catch (Deadlock) {
-                    deadlocked_block = int64_t(i);
+                    uint64_t first = first_deadlock;
+                    while (i < first && !first_deadlock.compare_exchange_weak(first, i)) {}
                     reset_fibers(*block);
                     return;
                 }
@@ -353,15 +354,15 @@ template <class... A, void (*K)(A...)> struct Kernel<K> {
                 }
     }
 
-    // The index of a block whose threads wait for one another for ever, or -1.
+    // The index of the first block whose threads wait for one another for ever, or -1.
     static int64_t launch(const unsigned* grid_and_block, void** args, unsigned threads) {
         const unsigned* g = grid_and_block;
         Launch launch{{g[0], g[1], g[2]}, {g[3], g[4], g[5]}, run_block, body, args};
-        launch.blocks = uint64_t(g[0]) * g[1] * g[2];
+        launch.blocks = launch.first_deadlock = uint64_t(g[0]) * g[1] * g[2];
         launch.chunk = launch.blocks / (threads * 8) + 1;
         if (threads == 1 || launch.blocks == 1) launch.work();
         else pool->run(launch, threads);
-        return launch.deadlocked_block;
+        return launch.first_deadlock < launch.blocks ? int64_t(launch.first_deadlock) : -1;
     }
 };
 
