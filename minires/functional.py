@@ -18,6 +18,7 @@ __all__ = [
     "add",
     "avg_pool2d",
     "batch_norm",
+    "batch_norm_relu",
     "conv2d",
     "count_correct",
     "cross_entropy",
@@ -300,6 +301,74 @@ _CONV3X3 = _conv3x3_forward, _conv3x3_input_gradient, _conv3x3_weight_gradient
 # Normalisation, activation, residual connection, pooling
 
 
+class _BatchNorm:
+    """The channels of one batch normalisation: their statistics, and the launches that plain and fused ones share."""
+
+    def __init__(
+        self,
+        operation: str,
+        x: Tensor,
+        running_mean: Tensor,
+        running_var: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        training: bool,
+        momentum: float,
+        eps: float,
+    ) -> None:
+        named = {"running_mean": running_mean, "running_var": running_var, "weight": weight, "bias": bias}
+        _check_tensors(operation, x=x, **named)
+        _check_rank(operation, "x", x, "N, C, H, W")
+        n, c, p = x.shape[0], x.shape[1], x.shape[2] * x.shape[3]
+        for name, tensor in named.items():
+            _check_shape(operation, name, tensor, (c,), f"for x of shape {x.shape}")
+        if training and n * p == 1:
+            raise ValueError(f"{operation}: training needs more than one value a channel, x has the shape {x.shape}")
+        self.x, self.sizes, self.training = x, (n, c, p), training
+        self.images = max(_CHUNK // p, -(-n // 65535), 1)  # of a chunk
+        self.chunks = -(-n // self.images)
+        running, invstd = (running_mean.data, running_var.data), _empty((c,), x.data)
+        if training:
+            mean = _empty((c,), x.data)
+            parts = [_empty((self.chunks, c), x.data) for _ in range(2)]
+            self._reduce("batchnorm_chunk_statistics", x.data, *parts)
+            arrays = *parts, mean, invstd, *running
+            _launch_elements("batchnorm_statistics", c, *arrays, *self.sizes, self.images, momentum, eps)
+        else:
+            mean = running[0]
+            _launch_elements("batchnorm_invstd", c, running[1], invstd, c, eps)
+        self.statistics = mean, invstd
+        self.constants = *self.statistics, weight.data, bias.data
+
+    def _reduce(self, kernel: str, *arrays: Any) -> None:
+        grid = self.sizes[1], self.chunks
+        device.launch(kernel, grid, (device.current().reduction_threads,), *arrays, *self.sizes, self.images)
+
+    def forward(self, kernel: str, *more: Any) -> Any:
+        n, c, p = self.sizes
+        y = _empty(self.x.shape, self.x.data)
+        _launch_rows(kernel, n * c, p, self.x.data, *self.constants, *more, y, c, p)
+        return y
+
+    def sums(self, kernel: str, *arrays: Any) -> tuple[Any, Any]:
+        """d_weight and d_bias."""
+        c = self.sizes[1]
+        chunk_dy, chunk_dy_xhat = (_empty((self.chunks, c), self.x.data) for _ in range(2))
+        self._reduce(kernel, *arrays, chunk_dy, chunk_dy_xhat)
+        d_weight, d_bias = (_empty((c,), self.x.data) for _ in range(2))
+        _launch_elements("sum_over_batch", c, chunk_dy, d_bias, self.chunks, c)
+        _launch_elements("sum_over_batch", c, chunk_dy_xhat, d_weight, self.chunks, c)
+        return d_weight, d_bias
+
+    def input_gradient(self, kernel: str, *arrays: Any) -> Any:
+        if not self.x.requires_grad:
+            return None
+        n, c, p = self.sizes
+        dx = _empty(self.x.shape, self.x.data)
+        _launch_rows(kernel, n * c, p, self.x.data, *arrays, dx, *self.sizes, self.training)
+        return dx
+
+
 def batch_norm(
     x: Tensor,
     running_mean: Tensor,
@@ -317,46 +386,53 @@ def batch_norm(
     unbiased. In evaluation the running ones normalise. Raises ValueError or TypeError where shapes or dtypes do not
     fit, or a channel has one value in training. Formula: torch.nn.functional.batch_norm.
     """
-    _check_tensors("batch_norm", x=x, running_mean=running_mean, running_var=running_var, weight=weight, bias=bias)
-    _check_rank("batch_norm", "x", x, "N, C, H, W")
-    n, c, p = x.shape[0], x.shape[1], x.shape[2] * x.shape[3]
-    named = {"running_mean": running_mean, "running_var": running_var, "weight": weight, "bias": bias}
-    for name, tensor in named.items():
-        _check_shape("batch_norm", name, tensor, (c,), f"for x of shape {x.shape}")
-    if training and n * p == 1:
-        raise ValueError(f"batch_norm: training needs more than one value a channel, x has the shape {x.shape}")
-    images = max(_CHUNK // p, -(-n // 65535), 1)
-    chunk_grid, chunk_block = (c, -(-n // images)), (device.current().reduction_threads,)
-    chunk_shape = (-(-n // images), c)
-    invstd = _empty((c,), x.data)
-    if training:
-        mean, chunk_mean, chunk_m2 = _empty((c,), x.data), _empty(chunk_shape, x.data), _empty(chunk_shape, x.data)
-        device.launch(
-            "batchnorm_chunk_statistics", chunk_grid, chunk_block, x.data, chunk_mean, chunk_m2, n, c, p, images
-        )
-        running = running_mean.data, running_var.data
-        arrays = chunk_mean, chunk_m2, mean, invstd, *running
-        _launch_elements("batchnorm_statistics", c, *arrays, n, c, p, images, momentum, eps)
-    else:
-        mean = running_mean.data
-        _launch_elements("batchnorm_invstd", c, running_var.data, invstd, c, eps)
-    y = _empty(x.shape, x.data)
-    _launch_rows("batchnorm_forward", n * c, p, x.data, mean, invstd, weight.data, bias.data, y, c, p)
+    bn = _BatchNorm("batch_norm", x, running_mean, running_var, weight, bias, training, momentum, eps)
 
     def backward(dy):
-        chunk_dy, chunk_dy_xhat = _empty(chunk_shape, dy), _empty(chunk_shape, dy)
-        arrays = x.data, dy, mean, invstd, chunk_dy, chunk_dy_xhat
-        device.launch("batchnorm_backward_chunk_sums", chunk_grid, chunk_block, *arrays, n, c, p, images)
-        d_weight, d_bias, dx = _empty((c,), dy), _empty((c,), dy), None
-        _launch_elements("sum_over_batch", c, chunk_dy, d_bias, chunk_shape[0], c)
-        _launch_elements("sum_over_batch", c, chunk_dy_xhat, d_weight, chunk_shape[0], c)
-        if x.requires_grad:
-            dx = _empty(x.shape, dy)
-            arrays = x.data, dy, mean, invstd, weight.data, d_weight, d_bias, dx
-            _launch_rows("batchnorm_backward", n * c, p, *arrays, n, c, p, training)
+        d_weight, d_bias = bn.sums("batchnorm_backward_chunk_sums", x.data, dy, *bn.statistics)
+        dx = bn.input_gradient("batchnorm_backward", dy, *bn.statistics, weight.data, d_weight, d_bias)
         return dx, d_weight, d_bias
 
-    return record("batch_norm", y, (x, weight, bias), backward)
+    return record("batch_norm", bn.forward("batchnorm_forward"), (x, weight, bias), backward)
+
+
+def batch_norm_relu(
+    x: Tensor,
+    running_mean: Tensor,
+    running_var: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    residual: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    """relu(batch_norm(x, ...)) or relu(batch_norm(x, ...) + residual), fused: fewer passes over memory.
+
+    residual has the shape and dtype of x; the rest, and the errors, are those of batch_norm.
+    """
+    _check_tensors("batch_norm_relu", x=x, residual=residual)
+    _check_shape("batch_norm_relu", "residual", residual, x.shape, "of x")
+    bn = _BatchNorm("batch_norm_relu", x, running_mean, running_var, weight, bias, training, momentum, eps)
+
+    if residual is None:
+
+        def backward(dy):
+            d_weight, d_bias = bn.sums("batchnorm_relu_backward_chunk_sums", x.data, dy, *bn.constants)
+            dx = bn.input_gradient("batchnorm_relu_backward", dy, *bn.constants, d_weight, d_bias)
+            return dx, d_weight, d_bias
+
+        return record("batch_norm_relu", bn.forward("batchnorm_relu_forward"), (x, weight, bias), backward)
+
+    y = bn.forward("batchnorm_add_relu_forward", residual.data)
+
+    def backward_with_residual(dy):
+        dz = _empty(x.shape, dy)
+        d_weight, d_bias = bn.sums("batchnorm_add_relu_backward_chunk_sums", x.data, y, dy, *bn.statistics, dz)
+        dx = bn.input_gradient("batchnorm_backward", dz, *bn.statistics, weight.data, d_weight, d_bias)
+        return dx, d_weight, d_bias, dz
+
+    return record("batch_norm_relu", y, (x, weight, bias, residual), backward_with_residual)
 
 
 def relu(x: Tensor) -> Tensor:

@@ -142,6 +142,11 @@ class BatchNorm2d(Module):
         running = self.running_mean, self.running_var
         return functional.batch_norm(x, *running, self.weight, self.bias, self.training, self.momentum, self.eps)
 
+    def relu(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """The fused relu(self(x)) or relu(self(x) + residual): functional.batch_norm_relu."""
+        arrays = self.running_mean, self.running_var, self.weight, self.bias, residual
+        return functional.batch_norm_relu(x, *arrays, self.training, self.momentum, self.eps)
+
 
 class ReLU(Module):
     """functional.relu."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .functional import global_avg_pool2d, relu, shortcut
+from .functional import global_avg_pool2d, shortcut
 from .nn import BatchNorm2d, Conv2d, Linear, Module, Sequential
 from .tensor import Tensor
 
@@ -40,9 +40,8 @@ class BasicBlock(Module):
         self.downsample = _downsample(in_channels, channels, stride, shortcut)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = relu(self.bn1(self.conv1(x)))
-        y = self.bn2(self.conv2(y))
-        return relu(y + (self.downsample(x) if self.downsample else x))
+        y = self.bn1.relu(self.conv1(x))
+        return self.bn2.relu(self.conv2(y), self.downsample(x) if self.downsample else x)
 
 
 class Bottleneck(Module):
@@ -60,10 +59,9 @@ class Bottleneck(Module):
         self.downsample = _downsample(in_channels, channels * self.expansion, stride, shortcut)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = relu(self.bn1(self.conv1(x)))
-        y = relu(self.bn2(self.conv2(y)))
-        y = self.bn3(self.conv3(y))
-        return relu(y + (self.downsample(x) if self.downsample else x))
+        y = self.bn1.relu(self.conv1(x))
+        y = self.bn2.relu(self.conv2(y))
+        return self.bn3.relu(self.conv3(y), self.downsample(x) if self.downsample else x)
 
 
 class ResNet(Module):
@@ -98,7 +96,7 @@ class ResNet(Module):
         self.fc = Linear(channels, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = relu(self.bn1(self.conv1(x)))
+        x = self.bn1.relu(self.conv1(x))
         x = self.layer3(self.layer2(self.layer1(x)))
         return self.fc(global_avg_pool2d(x))
 

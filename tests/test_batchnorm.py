@@ -65,6 +65,50 @@ def test_variance_survives_a_mean_ten_thousand_times_larger(rng):
     assert np.abs(y.numpy() - expected).max() < 2e-3  # the mean itself has a rounding of 5e-4
 
 
+@pytest.mark.parametrize("threads", [32, 96])
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("with_residual", [False, True], ids=["plain", "residual"])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_fused_with_relu(rng, dtype, shape, with_residual, training, threads, monkeypatch):
+    monkeypatch.setattr(device.current(), "reduction_threads", threads)
+    (x, weight, bias), running = make(rng, shape, dtype)
+    residual = mr.Tensor(rng.standard_normal(shape).astype(dtype), requires_grad=True) if with_residual else None
+    dy = rng.standard_normal(shape).astype(dtype)
+    inputs = [t for t in (x, weight, bias, residual) if t]
+    results = []
+    for fused in (True, False):
+        buffers = [mr.Tensor(r) for r in running]
+        if fused:
+            y = mr.functional.batch_norm_relu(x, *buffers, weight, bias, residual, training, 0.3, 1e-3)
+        else:
+            y = mr.functional.batch_norm(x, *buffers, weight, bias, training, 0.3, 1e-3)
+            y = mr.functional.relu(y + residual if with_residual else y)
+        for t in inputs:
+            t.grad = None
+        y.backward(dy)
+        results.append([y.numpy(), *(b.numpy() for b in buffers), *(t.grad.numpy() for t in inputs)])
+    scale = np.abs(dy).sum() / shape[1]  # the sums cancel: their error is that of their terms
+    for fused, readable in zip(*results, strict=True):
+        np.testing.assert_allclose(fused, readable, rtol=0, atol=reference.TOLERANCE[dtype] * scale)
+
+
+def test_fused_keeps_nan():
+    """As relu does: a NaN must not end as a zero."""
+    x = np.ones((2, 1, 2, 2), np.float32)
+    x[0, 0, 0, 0] = np.nan
+    tensors = [mr.Tensor(np.ones(1, np.float32)) for _ in range(4)]
+    for residual in (None, mr.Tensor(np.ones_like(x))):
+        y = mr.functional.batch_norm_relu(mr.Tensor(x), *tensors, residual).numpy()
+        np.testing.assert_array_equal(np.isnan(y), np.isnan(x))
+
+
+def test_fused_with_a_residual_of_another_shape():
+    tensors = [mr.Tensor(np.ones(3, np.float32)) for _ in range(4)]
+    x, residual = (mr.Tensor(np.ones(s, np.float32)) for s in ((2, 3, 4, 4), (2, 3, 4, 5)))
+    with pytest.raises(ValueError, match=r"residual must have the shape \(2, 3, 4, 4\) of x, got \(2, 3, 4, 5\)"):
+        mr.functional.batch_norm_relu(x, *tensors, residual)
+
+
 def test_one_value_a_channel_cannot_be_normalised():
     tensors = [mr.Tensor(np.ones(3, np.float32)) for _ in range(4)]
     with pytest.raises(ValueError, match="more than one value a channel"):

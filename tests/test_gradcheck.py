@@ -45,6 +45,20 @@ def test_batch_norm(rng, shape, training):
     mr.gradcheck(f, (tensor(rng, *shape), tensor(rng, c), tensor(rng, c)))
 
 
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("with_residual", [False, True], ids=["plain", "residual"])
+@pytest.mark.parametrize("shape", [(2, 1, 1, 1), (1, 2, 3, 5), (3, 4, 2, 2), (2, 3, 5, 5)], ids=str)
+def test_batch_norm_relu(rng, shape, with_residual, training):
+    c = shape[1]
+    running = tensor(rng, c), mr.Tensor(rng.uniform(0.5, 2, c))
+
+    def f(x, weight, bias, residual=None):
+        return F.batch_norm_relu(x, *running, weight, bias, residual, training, momentum=0.0, eps=1e-2)
+
+    residual = (tensor(rng, *shape),) if with_residual else ()
+    mr.gradcheck(f, (tensor(rng, *shape), tensor(rng, c), tensor(rng, c), *residual))
+
+
 @pytest.mark.parametrize("geometry", POOLS, ids=str)
 def test_avg_pool2d(rng, geometry):
     image, *window = geometry
