@@ -3,8 +3,10 @@
     python examples/train_cifar.py                                   fetch CIFAR-10 and train ResNet-20
     python examples/train_cifar.py --data-dir ~/cifar --epochs 3     data that is already there, a short run
     python examples/train_cifar.py --dataset synthetic               the built-in images: no network needed
+    python examples/train_cifar.py --resume runs/NAME                go on where a run was stopped
 
-Writes metrics.jsonl (one object an epoch), best.safetensors, last.safetensors and, with matplotlib, curves.png.
+Writes metrics.jsonl (one object an epoch), the weights best.safetensors and last.safetensors, curves.png (with
+matplotlib), and checkpoint.safetensors, from which --resume goes on: bit for bit as if the run had not been stopped.
 """
 
 from __future__ import annotations
@@ -14,10 +16,14 @@ import itertools
 import json
 import math
 import os
+import shlex
+import signal
 import sys
 import time
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+import numpy as np
 from tqdm import tqdm
 
 import minires as mr
@@ -26,7 +32,10 @@ PAPER_STEPS = 64_000  # K. He et al. 2015, section 4.2
 FAST_EPOCHS = {"cuda": 30, "cpu": 5}
 
 
-def parse_arguments() -> argparse.Namespace:
+CHANGEABLE = ("data_dir", "device", "epochs", "lr", "checkpoint_minutes")  # when a run is resumed
+
+
+def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description="Train a ResNet on CIFAR-10.", formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
@@ -43,20 +52,46 @@ def parse_arguments() -> argparse.Namespace:
     add("--seed", type=int, default=0)
     add("--train-size", type=int, help="only the first images")
     add("--test-size", type=int, help="only the first images")
+    add("--checkpoint-minutes", type=float, default=10, help="between two checkpoints inside an epoch")
     add("--profile", action="store_true", help="first show where the time of three batches goes")
+    add("--verify", action="store_true", help="check the SHA-256 of the data's files, not only their size")
     add("--out", help="a new folder for the results (default: runs/<name>)")
+    add("--resume", metavar="RUN", help="the folder of a run to go on with, with its options unless given anew")
+    return parser
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = make_parser()
     arguments = parser.parse_args()
+    if arguments.resume:
+        before = read_checkpoint(Path(arguments.resume) / "checkpoint.safetensors")[1]
+        parser.set_defaults(**before)
+        arguments = parser.parse_args()
+        if arguments.out:
+            parser.error("--out and --resume exclude each other: a run goes on in its own folder")
+        for name, value in before.items():
+            now = getattr(arguments, name)
+            if now != value and name not in CHANGEABLE:
+                parser.error(f"{flag(name)} was {value} in this run and cannot become {now}: begin a new run")
+            if now != value:
+                print(f"changed  {flag(name)}: {value} before, {now} from here on")
     for name in ("epochs", "batch_size", "train_size", "test_size"):
         value = getattr(arguments, name)
         if value is not None and value < 1:
-            parser.error(f"--{name.replace('_', '-')} must be at least 1, got {value}")
+            parser.error(f"{flag(name)} must be at least 1, got {value}")
+    if not arguments.checkpoint_minutes >= 0:
+        parser.error(f"--checkpoint-minutes must not be negative, got {arguments.checkpoint_minutes}")
     return arguments
+
+
+def flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 def load_data(arguments: argparse.Namespace) -> mr.cifar.Dataset:
     if arguments.dataset != "synthetic":
         try:
-            data = mr.cifar.load(arguments.data_dir)
+            data = mr.cifar.load(arguments.data_dir, verify=arguments.verify)
             return data.first(arguments.train_size, arguments.test_size)
         except mr.cifar.DataError as error:
             if arguments.dataset == "cifar10":
@@ -85,18 +120,23 @@ def make_optimizer(
     return optimizer, mr.optim.OneCycleLR(optimizer, rate, steps), steps
 
 
-class Mean:
-    """The mean loss and accuracy of the images seen so far."""
+# ---------------------------------------------------------------------------------------------------------------------
+# What a checkpoint holds, besides weights and velocities. No random generator has a state of its own: the order and
+# the augmentation of a batch follow from the seed, the epoch and the batch's number.
 
-    def __init__(self) -> None:
-        self.images, self.loss_sum, self.correct = 0, 0.0, 0
+
+@dataclass
+class Mean:
+    """The sums behind the mean loss and accuracy of the images seen so far."""
+
+    images: int = 0
+    loss_sum: float = 0.0
+    correct: int = 0
 
     def add(self, loss: float, correct: int, images: int) -> None:
-        self.images, self.loss_sum, self.correct = (
-            self.images + images,
-            self.loss_sum + loss * images,
-            self.correct + correct,
-        )
+        self.images += images
+        self.loss_sum += loss * images
+        self.correct += correct
 
     @property
     def loss(self) -> float:
@@ -107,15 +147,101 @@ class Mean:
         return self.correct / self.images
 
 
-def train_epoch(
-    net: mr.nn.Module, loader: mr.cifar.Loader, optimizer: mr.optim.SGD, schedule: mr.optim.Schedule, steps: int
-) -> Mean:
-    """One pass over the training images, of at most `steps` steps. Raises FloatingPointError where it diverges."""
-    mean = Mean()
+@dataclass
+class Progress:
+    """Where a run stands: whole epochs, the steps and sums of the one it is in, and the lines of metrics.jsonl."""
+
+    epoch: int = 0
+    step: int = 0
+    mean: Mean = field(default_factory=Mean)
+    seconds: float = 0.0
+    records: list[dict] = field(default_factory=list)
+
+
+@dataclass
+class Run:
+    """A training run: all that changes while it goes on, and the folder it writes to."""
+
+    options: dict
+    out: Path
+    net: mr.nn.Module
+    optimizer: mr.optim.SGD
+    schedule: mr.optim.Schedule
+    total_steps: int
+    progress: Progress = field(default_factory=Progress)
+    saved_at: float = field(default_factory=time.monotonic)
+    saved: str = "there is no checkpoint yet"
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.out / "checkpoint.safetensors"
+
+    def save(self) -> None:
+        """Raises FloatingPointError where a weight is no longer finite: the checkpoint before is kept."""
+        arrays = {f"model.{name}": a for name, a in self.net.state_dict().items()}
+        arrays |= {f"optimizer.{name}": a for name, a in self.optimizer.state_dict().items()}
+        if not all(np.isfinite(a).all() for a in arrays.values()):
+            raise FloatingPointError(self.diverged("a weight is no longer finite"))
+        metadata = {"options": json.dumps(self.options), "progress": json.dumps(asdict(self.progress))}
+        mr.checkpoint.save(self.checkpoint, arrays, metadata)
+        self.saved_at = time.monotonic()
+        where = f"of epoch {self.progress.epoch + 1} after {self.progress.step} steps"
+        self.saved = f"the last good checkpoint, {where}, is {self.checkpoint}"
+
+    def restore(self) -> None:
+        arrays, _, self.progress = read_checkpoint(self.checkpoint)
+        try:
+            for part, owner in (("model.", self.net), ("optimizer.", self.optimizer)):
+                owner.load_state_dict({k.removeprefix(part): a for k, a in arrays.items() if k.startswith(part)})
+        except (KeyError, ValueError) as error:
+            raise mr.checkpoint.CheckpointError(f"{self.checkpoint} does not fit its own options: {error}") from None
+        for leftover in self.out.glob(".*.safetensors-*"):  # of a write that was killed
+            leftover.unlink()
+        lines = "".join(json.dumps(record) + "\n" for record in self.progress.records)
+        mr.checkpoint.write_atomically(self.out / "metrics.jsonl", lines.encode())  # without what came after
+        self.saved = f"the last good checkpoint is {self.checkpoint}"
+
+    def diverged(self, what: str) -> str:
+        where = f"epoch {self.progress.epoch + 1}, step {self.progress.step + 1}, learning rate {self.optimizer.lr:.3g}"
+        return f"the training has diverged, {what}: {where}; {self.saved}; try a lower --lr"
+
+
+def read_checkpoint(path: Path) -> tuple[dict[str, np.ndarray], dict, Progress]:
+    """Arrays, options and progress. Raises CheckpointError where the file is damaged or something else."""
+    arrays, metadata = mr.checkpoint.load(path)
+    try:
+        options, progress = (json.loads(metadata[key]) for key in ("options", "progress"))
+        return arrays, options, Progress(**progress | {"mean": Mean(**progress["mean"])})
+    except (KeyError, TypeError, ValueError):
+        raise mr.checkpoint.CheckpointError(f"{path} is not a checkpoint of train_cifar.py") from None
+
+
+class StopRequest:
+    """Notes the first SIGINT or SIGTERM, so that the step can end; a second one stops at once."""
+
+    def __init__(self) -> None:
+        self.signal = 0
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._note)
+
+    def _note(self, number: int, frame: object) -> None:
+        self.signal = number
+        signal.signal(number, signal.SIG_DFL)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Training
+
+
+def train_epoch(run: Run, loader: mr.cifar.Loader, steps: int, stop: StopRequest) -> None:
+    """What is left of the first `steps` steps of an epoch. Raises FloatingPointError where the loss is not finite."""
+    net, optimizer, progress, mean = run.net, run.optimizer, run.progress, run.progress.mean
     net.train()
-    began = time.perf_counter()
-    with tqdm(total=min(steps, len(loader)), desc=f"epoch {loader.epoch + 1}", unit="step", leave=False) as bar:
-        for step, (x, labels) in zip(range(steps), loader, strict=False):
+    loader.epoch = progress.epoch
+    before, began = progress.seconds, time.perf_counter()
+    first, first_images = progress.step, mean.images
+    with tqdm(total=steps, initial=first, desc=f"epoch {loader.epoch + 1}", unit="step", leave=False) as bar:
+        for x, labels in itertools.islice(loader, first, steps):
             logits = net(x)
             loss = mr.functional.cross_entropy(logits, labels)
             optimizer.zero_grad()
@@ -123,23 +249,26 @@ def train_epoch(
             optimizer.step()
             value = loss.item()
             if not math.isfinite(value):
-                raise FloatingPointError(
-                    f"the loss is {value} in epoch {loader.epoch + 1}, step {step + 1}, at the learning rate "
-                    f"{optimizer.lr:.3g}: try a lower --lr"
-                )
-            schedule.step()
+                raise FloatingPointError(run.diverged(f"the loss is {value}"))
+            run.schedule.step()
             mean.add(value, mr.functional.count_correct(logits, labels), len(labels))
-            rate = mean.images / (time.perf_counter() - began)
+            progress.step += 1
+            progress.seconds = before + time.perf_counter() - began
+            rate = (mean.images - first_images) / (time.perf_counter() - began)
             bar.set_postfix_str(
                 f"loss {mean.loss:.3f}, accuracy {mean.accuracy:.1%}, {rate:.0f} images/s", refresh=False
             )
             bar.update()
-            if loader.epoch == 0 and step == 0:
+            done = progress.step - first
+            if done == 1:
                 began_second = time.perf_counter()  # the first step may have compiled the kernels
-            if loader.epoch == 0 and step == 10:
-                seconds = (time.perf_counter() - began_second) / 10 * (steps - 11)
+            if done == 11 and not run.progress.records:
+                seconds = (time.perf_counter() - began_second) / 10 * (run.total_steps - run.schedule.last_step)
                 bar.write(f"about {seconds / 60:.1f} minutes of training to go")
-    return mean
+            if stop.signal:
+                return
+            if time.monotonic() - run.saved_at >= 60 * run.options["checkpoint_minutes"]:
+                run.save()
 
 
 def profile_steps(net: mr.nn.Module, loader: mr.cifar.Loader) -> None:
@@ -158,7 +287,7 @@ def profile_steps(net: mr.nn.Module, loader: mr.cifar.Loader) -> None:
     print(profile)
 
 
-def evaluate(net: mr.nn.Module, loader: mr.cifar.Loader) -> Mean:
+def evaluate(net: mr.nn.Module, loader: mr.cifar.Loader, stop: StopRequest) -> Mean:
     mean = Mean()
     net.eval()
     with mr.no_grad():
@@ -166,18 +295,64 @@ def evaluate(net: mr.nn.Module, loader: mr.cifar.Loader) -> Mean:
             logits = net(x)
             loss = mr.functional.cross_entropy(logits, labels).item()
             mean.add(loss, mr.functional.count_correct(logits, labels), len(labels))
+            if stop.signal:
+                break
     return mean
 
 
-def output_folder(arguments: argparse.Namespace, dataset: str) -> Path:
+def finish_epoch(run: Run, tested: Mean, epochs: int, data_name: str) -> None:
+    """Write the epoch down: the weights, its line, the curves, and last the checkpoint that says so."""
+    progress, learned, options = run.progress, run.progress.mean, run.options
+    record = {
+        "epoch": progress.epoch + 1,
+        "lr": run.optimizer.lr,
+        "train_loss": learned.loss,
+        "train_accuracy": learned.accuracy,
+        "test_loss": tested.loss,
+        "test_accuracy": tested.accuracy,
+        "seconds": round(progress.seconds, 3),
+        "images_per_second": round(learned.images / progress.seconds, 1),
+        "dataset": data_name,
+    }
+    is_best = all(tested.accuracy > r["test_accuracy"] for r in progress.records)
+    metadata = {
+        "depth": options["depth"],
+        "shortcut": options["shortcut"],
+        "dataset": data_name,
+        "epoch": record["epoch"],
+    }
+    for name in ("last", "best") if is_best else ("last",):
+        path = run.out / f"{name}.safetensors"
+        mr.checkpoint.save(path, run.net.state_dict(), metadata)
+    run.progress = Progress(progress.epoch + 1, records=[*progress.records, record])
+    with (run.out / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps(record) + "\n")
+    plot(run.progress.records, f"{title(options)}, {data_name}", run.out / "curves.png")
+    run.save()
+    print(
+        f"epoch {record['epoch']}/{epochs}  train loss {learned.loss:.4f} accuracy {learned.accuracy:.2%}  "
+        f"test loss {tested.loss:.4f} accuracy {tested.accuracy:.2%}  {record['images_per_second']:.0f} images/s"
+        + ("" if data_name == "cifar10" else f"  ({data_name})"),
+        flush=True,
+    )
+
+
+def title(options: dict) -> str:
+    return f"ResNet-{options['depth']}, recipe {options['recipe']}, seed {options['seed']}"
+
+
+def output_folder(arguments: argparse.Namespace) -> Path:
+    if arguments.resume:
+        return Path(arguments.resume)
     if arguments.out:
         out = Path(arguments.out)
     else:
-        name = f"{dataset}-resnet{arguments.depth}{arguments.shortcut}-{arguments.recipe}-seed{arguments.seed}"
+        a = arguments
+        name = f"{a.dataset}-resnet{a.depth}{a.shortcut}-{a.recipe}-seed{a.seed}"
         names = (Path("runs") / (name if i == 1 else f"{name}-{i}") for i in range(1, 10_000))
         out = next(path for path in names if not path.exists())
-    if (out / "metrics.jsonl").exists():
-        raise FileExistsError(f"{out} holds a run already: give another folder with --out, or delete it")
+    if (out / "metrics.jsonl").exists() or (out / "checkpoint.safetensors").exists():
+        raise FileExistsError(f"{out} holds a run already: go on with it by --resume {out}, or give another --out")
     out.mkdir(parents=True, exist_ok=True)
     return out
 
@@ -212,14 +387,18 @@ def main() -> None:
     mr.manual_seed(arguments.seed)
     net = mr.resnet.resnet(arguments.depth, shortcut=arguments.shortcut)
     data = load_data(arguments)
+    arguments.dataset, arguments.data_dir = data.name, str(Path(arguments.data_dir).resolve())
     train = mr.cifar.Loader(data.train, arguments.batch_size, train=True, seed=arguments.seed)
     test = mr.cifar.Loader(data.test, arguments.batch_size, train=False)
     optimizer, schedule, steps = make_optimizer(arguments, net, len(train))
-    out = output_folder(arguments, data.name)
+    options = {k: v for k, v in vars(arguments).items() if k not in ("out", "resume", "profile", "verify")}
+    run = Run(options, output_folder(arguments), net, optimizer, schedule, steps)
+    if arguments.resume:
+        run.restore()
+        schedule.go_to(min(run.progress.epoch * len(train) + run.progress.step, steps))
 
     parameters = sum(math.prod(p.shape) for p in net.parameters())
     epochs = -(-steps // len(train))
-    title = f"ResNet-{arguments.depth}, {data.name}, recipe {arguments.recipe}, seed {arguments.seed}"
     print(f"device   {mr.describe_device()}")
     print(f"model    ResNet-{arguments.depth}, shortcut {arguments.shortcut}, {parameters:,} parameters")
     print(f"data     {data.name}: {train.size:,} images to train on, {test.size:,} to test")
@@ -227,49 +406,25 @@ def main() -> None:
         f"recipe   {arguments.recipe}: {epochs} epochs, {steps:,} steps of {arguments.batch_size} images, "
         f"lr {schedule.base_lr:.3g}"
     )
-    print(f"output   {out}", flush=True)
-
+    print(f"output   {run.out}", flush=True)
+    if arguments.resume:
+        print(f"resumed  in epoch {run.progress.epoch + 1} after {run.progress.step} steps", flush=True)
+    if run.progress.epoch >= epochs:
+        print("nothing is left to train; to go on, give more --epochs")
     if arguments.profile:
         state = net.state_dict()
         profile_steps(net, train)
         net.load_state_dict(state)
-    records: list[dict] = []
-    for epoch in range(epochs):
-        train.epoch = epoch
-        began = time.perf_counter()
-        learned = train_epoch(net, train, optimizer, schedule, steps - epoch * len(train))
-        seconds = time.perf_counter() - began
-        tested = evaluate(net, test)
-        record = {
-            "epoch": epoch + 1,
-            "lr": optimizer.lr,
-            "train_loss": learned.loss,
-            "train_accuracy": learned.accuracy,
-            "test_loss": tested.loss,
-            "test_accuracy": tested.accuracy,
-            "seconds": round(seconds, 3),
-            "images_per_second": round(learned.images / seconds, 1),
-            "dataset": data.name,
-        }
-        is_best = all(tested.accuracy > r["test_accuracy"] for r in records)
-        records.append(record)
-        with (out / "metrics.jsonl").open("a") as file:
-            file.write(json.dumps(record) + "\n")
-        metadata = {
-            "depth": str(arguments.depth),
-            "shortcut": arguments.shortcut,
-            "dataset": data.name,
-            "epoch": str(epoch + 1),
-        }
-        for name in ("last", "best") if is_best else ("last",):
-            mr.checkpoint.save(out / f"{name}.safetensors", net.state_dict(), {k: str(v) for k, v in metadata.items()})
-        plot(records, title, out / "curves.png")
-        print(
-            f"epoch {epoch + 1}/{epochs}  train loss {learned.loss:.4f} accuracy {learned.accuracy:.2%}  "
-            f"test loss {tested.loss:.4f} accuracy {tested.accuracy:.2%}  {record['images_per_second']:.0f} images/s"
-            + ("" if data.name == "cifar10" else f"  ({data.name})"),
-            flush=True,
-        )
+
+    stop = StopRequest()
+    while run.progress.epoch < epochs:
+        train_epoch(run, train, min(len(train), steps - run.progress.epoch * len(train)), stop)
+        tested = None if stop.signal else evaluate(net, test, stop)
+        if stop.signal:
+            run.save()
+            print(f"stopped; to go on:  {shlex.join(['python', sys.argv[0], '--resume', str(run.out)])}")
+            sys.exit(128 + stop.signal)
+        finish_epoch(run, tested, epochs, data.name)
 
 
 if __name__ == "__main__":

@@ -27,12 +27,15 @@ extern "C" __global__ void batchnorm_chunk_statistics(const scalar_t* __restrict
     const int c = blockIdx.x, chunk = blockIdx.y;
     const int begin = chunk * images_per_chunk, end = min(begin + images_per_chunk, N);
     const long long first = ((long long)begin * C + c) * P, stride = (long long)C * P;
-    const scalar_t sum = plane_sum(end - begin, P, first, stride, [&](long long i) { return x[i]; });
-    const scalar_t mean = sum / (scalar_t(end - begin) * P);
-    const scalar_t m2 = plane_sum(end - begin, P, first, stride, [&](long long i) {
-        const scalar_t deviation = x[i] - mean;
-        return deviation * deviation;
+    scalar_t sums[RUN] = {}, squares[RUN] = {};
+    for_each_run(end - begin, P, first, stride, [&](long long i, int n) {
+        for (int j = 0; j < n; ++j) sums[j] += x[i + j];
     });
+    const scalar_t mean = block_sum(sums) / (scalar_t(end - begin) * P);
+    for_each_run(end - begin, P, first, stride, [&](long long i, int n) {
+        for (int j = 0; j < n; ++j) squares[j] += (x[i + j] - mean) * (x[i + j] - mean);
+    });
+    const scalar_t m2 = block_sum(squares);
     if (threadIdx.x == 0) {
         chunk_mean[chunk * C + c] = mean;
         chunk_m2[chunk * C + c] = m2;
@@ -88,9 +91,15 @@ __device__ inline void chunk_sums(const scalar_t* __restrict__ x, scalar_t m, sc
     const int c = blockIdx.x, chunk = blockIdx.y;
     const int begin = chunk * images_per_chunk, end = min(begin + images_per_chunk, N);
     const long long first = ((long long)begin * C + c) * P, stride = (long long)C * P;
-    const scalar_t sum_dy = plane_sum(end - begin, P, first, stride, g);
-    const scalar_t sum_dy_xhat =
-        plane_sum(end - begin, P, first, stride, [&](long long i) { return g(i) * (x[i] - m); }) * inverse;
+    scalar_t sums[RUN] = {}, products[RUN] = {};
+    for_each_run(end - begin, P, first, stride, [&](long long i, int n) {
+        for (int j = 0; j < n; ++j) {
+            const scalar_t dy = g(i + j);
+            sums[j] += dy;
+            products[j] += dy * (x[i + j] - m);
+        }
+    });
+    const scalar_t sum_dy = block_sum(sums), sum_dy_xhat = block_sum(products) * inverse;
     if (threadIdx.x == 0) {
         chunk_dy[chunk * C + c] = sum_dy;
         chunk_dy_xhat[chunk * C + c] = sum_dy_xhat;
@@ -132,6 +141,10 @@ extern "C" __global__ void batchnorm_backward(const scalar_t* __restrict__ x, co
 // register. Forward passes over memory fall from 4 to 2, with the residual from 7 to 3. Backward needs to know where
 // y > 0. Without a residual that is computed again from x, which has to be read anyway: 8 passes become 5. With one it
 // is read from y, and the gradient behind the ReLU, which is also the residual's, is stored once: 8 become 7.
+
+// dy where z = y's value before the ReLU, or y itself, is positive. NaN lets it through, as in relu_backward. The
+// argument is loaded in any case: g++ makes no vectors of a load behind a condition.
+__device__ inline scalar_t behind_relu(scalar_t z, scalar_t dy) { return z <= 0 ? scalar_t(0) : dy; }
 
 // batchnorm_forward's element, by an explicit fused multiply-add: the backward gets the very same bits.
 __device__ inline scalar_t normalised(scalar_t x, scalar_t mean, scalar_t scale, scalar_t shift) {
@@ -175,7 +188,7 @@ extern "C" __global__ void batchnorm_relu_backward_chunk_sums(
     const int c = blockIdx.x;
     const scalar_t m = mean[c], scale = invstd[c] * weight[c], shift = bias[c];
     chunk_sums(x, m, invstd[c], chunk_dy, chunk_dy_xhat, N, C, P, images_per_chunk, [&](long long i) {
-        return normalised(x[i], m, scale, shift) <= 0 ? scalar_t(0) : dy[i];
+        return behind_relu(normalised(x[i], m, scale, shift), dy[i]);
     });
 }
 
@@ -195,7 +208,7 @@ extern "C" __global__ void batchnorm_relu_backward(const scalar_t* __restrict__ 
     const scalar_t from_variance = training ? invstd[c] * d_weight[c] / M : scalar_t(0);
     if (p >= P) return;
     const long long i = plane * P + p;
-    const scalar_t dz = normalised(x[i], m, scale, shift) <= 0 ? scalar_t(0) : dy[i];
+    const scalar_t dz = behind_relu(normalised(x[i], m, scale, shift), dy[i]);
     dx[i] = scale * (dz - from_mean - (x[i] - m) * from_variance);
 }
 
@@ -206,5 +219,5 @@ extern "C" __global__ void batchnorm_add_relu_backward_chunk_sums(
     scalar_t* __restrict__ chunk_dy, scalar_t* __restrict__ chunk_dy_xhat, int N, int C, int P, int images_per_chunk) {
     const int c = blockIdx.x;
     chunk_sums(x, mean[c], invstd[c], chunk_dy, chunk_dy_xhat, N, C, P, images_per_chunk,
-               [&](long long i) { return dz[i] = y[i] <= 0 ? scalar_t(0) : dy[i]; });
+               [&](long long i) { return dz[i] = behind_relu(y[i], dy[i]); });
 }

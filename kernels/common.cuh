@@ -24,22 +24,24 @@ __device__ inline scalar_t block_sum(scalar_t v) {
     return total;
 }
 
-// Sums f(i) over the elements i of `planes` runs of P neighbours, plane k of which begins at first + k * stride; every
-// thread of the block gets the sum. A thread takes RUN neighbours at a time and adds them up in RUN places.
-template <class F>
-__device__ inline scalar_t plane_sum(int planes, int P, long long first, long long stride, F f) {
-    constexpr int RUN = BLOCKED ? 16 : 1;
+// Calls body(i, n) for runs of n neighbours i .. i + n - 1 that make up the elements of `planes` planes of P elements,
+// plane k of which begins at first + k * stride. A thread takes every blockDim.x-th run. The body is inlined twice: for
+// whole runs n is the constant RUN, so that a CPU's compiler makes vectors of its loop.
+constexpr int RUN = BLOCKED ? 16 : 1;
+template <class Body>
+__device__ inline void for_each_run(int planes, int P, long long first, long long stride, Body body) {
     const int runs = (P + RUN - 1) / RUN;
-    scalar_t sums[RUN] = {}, sum = 0;
     for (int r = threadIdx.x; r < planes * runs; r += blockDim.x) {
         const int p = r % runs * RUN;
         const long long i = first + r / runs * stride + p;
-        if (p + RUN <= P) {
-            for (int j = 0; j < RUN; ++j) sums[j] += f(i + j);
-        } else {
-            for (int j = 0; j < P - p; ++j) sums[j] += f(i + j);
-        }
+        if (p + RUN <= P) body(i, RUN);
+        else body(i, P - p);
     }
+}
+
+// The sum over the block of the RUN partial sums of each thread, in every thread.
+__device__ inline scalar_t block_sum(const scalar_t (&sums)[RUN]) {
+    scalar_t sum = 0;
     for (int j = 0; j < RUN; ++j) sum += sums[j];
     return block_sum(sum);
 }

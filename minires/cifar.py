@@ -2,26 +2,39 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import os
 import shutil
 import tarfile
 import tempfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
+from filelock import FileLock
 
 from . import device
+from .download import DownloadError, download
 from .tensor import Tensor
 
 URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
 SHA256 = "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"
+ARCHIVE_BYTES = 170_052_171
 FOLDER = "cifar-10-batches-bin"
 TRAIN_FILES = tuple(f"data_batch_{i}.bin" for i in range(1, 6))
 TEST_FILES = ("test_batch.bin",)
+FILE_SHA256 = {
+    "data_batch_1.bin": "cee916563c9f80d84e3cc88e17fdc0941787f1244f00a67874d45b261883ada5",
+    "data_batch_2.bin": "a591ca11fa1708a91ee40f54b3da4784ccd871ecf2137de63f51ada8b3fa57ed",
+    "data_batch_3.bin": "bbe8596564c0f86427f876058170b84dac6670ddf06d79402899d93ceea26f67",
+    "data_batch_4.bin": "014e562d6e23c72197cc727519169a60359f5eccd8945ad5a09d710285ff4e48",
+    "data_batch_5.bin": "755304fc0b379caeae8c14f0dac912fbc7d6cd469eb67a1029a08a39453a9add",
+    "test_batch.bin": "8e2eb146ae340b09e24670f29cabc6326dba54da8789dab6768acf480273f65b",
+}
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 SYNTHETIC_CLASSES = ("rows", "columns", "checks", "disc", "ring", "square", "frame", "plus", "cross", "triangle")
 MEAN = (0.4914, 0.4822, 0.4465)  # of the training images' channels, in 0 .. 1
@@ -64,26 +77,31 @@ class Dataset:
 # Loading
 
 
-def load(data_dir: str | Path, download: bool = True) -> Dataset:
+def load(data_dir: str | Path, download: bool = True, verify: bool = False) -> Dataset:
     """CIFAR-10 from `<data_dir>/cifar-10-batches-bin/`, fetched first where it is not there.
 
-    Raises DataError where it cannot be fetched, or a file is unreadable, truncated or holds a label over 9.
+    The files' size is checked always, their SHA-256 too with `verify`. Raises DataError where they cannot be fetched,
+    or one is unreadable, truncated, holds a label over 9 or is another than the official one.
     """
     folder = Path(data_dir) / FOLDER
-    if not all((folder / name).exists() for name in TRAIN_FILES + TEST_FILES):
+    if not _is_there(folder):
         if not download:
             raise DataError(f"CIFAR-10 is not in {folder}")
         fetch(Path(data_dir))
-    train, test = (_read_split([folder / name for name in names]) for names in (TRAIN_FILES, TEST_FILES))
+    train, test = (_read_split([folder / name for name in names], verify) for names in (TRAIN_FILES, TEST_FILES))
     return Dataset("cifar10", train, test, CLASSES)
 
 
-def _read_split(paths: list[Path]) -> Split:
-    splits = [parse(_read_file(path), str(path)) for path in paths]
+def _is_there(folder: Path) -> bool:
+    return all((folder / name).exists() for name in TRAIN_FILES + TEST_FILES)
+
+
+def _read_split(paths: list[Path], verify: bool) -> Split:
+    splits = [parse(_read_file(path, verify), str(path)) for path in paths]
     return Split(*(np.concatenate([getattr(s, name) for s in splits]) for name in ("images", "labels")))
 
 
-def _read_file(path: Path) -> bytes:
+def _read_file(path: Path, verify: bool) -> bytes:
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -91,6 +109,10 @@ def _read_file(path: Path) -> bytes:
     if len(data) != FILE_RECORDS * RECORD_BYTES:
         raise DataError(
             f"{path} has {len(data)} bytes instead of {FILE_RECORDS * RECORD_BYTES}: delete it to fetch it again"
+        )
+    if verify and (digest := hashlib.sha256(data).hexdigest()) != FILE_SHA256[path.name]:
+        raise DataError(
+            f"{path} has the SHA-256 {digest} instead of {FILE_SHA256[path.name]}: delete it to fetch it again"
         )
     return data
 
@@ -117,56 +139,65 @@ def parse(data: bytes, source: str = "data") -> Split:
 
 
 def fetch(data_dir: Path) -> None:
-    """Download the archive, check its SHA-256, and put the files into `<data_dir>/cifar-10-batches-bin/`.
+    """Download the archive, check its size and SHA-256, and put the files into `<data_dir>/cifar-10-batches-bin/`.
 
-    The address is MINIRES_CIFAR10_URL, or the data set's home. Everything happens in a temporary folder beside the
-    destination; nothing is put in place before all of it is there. Raises DataError, naming the reason.
+    The address is MINIRES_CIFAR10_URL, or the data set's home. A download that was interrupted goes on; of two
+    processes one waits for the other. Each file is put in place whole. Raises DataError, naming the reason.
     """
     url = os.environ.get("MINIRES_CIFAR10_URL") or URL
     try:
         data_dir.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=data_dir, prefix=".fetch-") as temporary:
-            archive = Path(temporary) / "archive.tar.gz"
-            digest = _download(url, archive)
-            if digest != SHA256:
-                raise DataError(f"what {url} sent has the SHA-256 {digest} instead of {SHA256}: it is not CIFAR-10")
-            _extract(archive, Path(temporary))
-            destination = data_dir / FOLDER
-            destination.mkdir(exist_ok=True)
-            for name in TRAIN_FILES + TEST_FILES:
-                os.replace(Path(temporary) / name, destination / name)
+        archive = data_dir / ".cifar-10-binary.tar.gz.part"
+        with FileLock(data_dir / ".cifar-10.lock"):
+            if _is_there(data_dir / FOLDER):
+                return
+            download(url, archive, ARCHIVE_BYTES, SHA256)
+            with tempfile.TemporaryDirectory(dir=data_dir, prefix=".extract-") as temporary:
+                _extract(archive, Path(temporary))
+                (data_dir / FOLDER).mkdir(exist_ok=True)
+                for name in TRAIN_FILES + TEST_FILES:
+                    os.replace(Path(temporary) / name, data_dir / FOLDER / name)
+            archive.unlink()
+    except DownloadError as error:
+        raise DataError(f"CIFAR-10: {error}") from None
     except OSError as error:
         raise DataError(f"cannot store CIFAR-10 in {data_dir}: {error}") from None
 
 
-def _download(url: str, path: Path) -> str:
-    import requests
-    from tqdm import tqdm
-
-    digest = hashlib.sha256()
-    try:
-        with requests.get(url, stream=True, timeout=30) as response, path.open("wb") as file:
-            response.raise_for_status()
-            total = int(response.headers.get("Content-Length", 0)) or None
-            with tqdm(total=total, unit="B", unit_scale=True, desc="CIFAR-10") as bar:
-                for chunk in response.iter_content(1 << 16):
-                    file.write(chunk)
-                    digest.update(chunk)
-                    bar.update(len(chunk))
-    except requests.RequestException as error:
-        reason = "no connection" if isinstance(error, requests.ConnectionError) else str(error)
-        raise DataError(f"cannot fetch CIFAR-10 from {url}: {reason}") from None
-    return digest.hexdigest()
-
-
 def _extract(archive: Path, destination: Path) -> None:
+    """The expected files, and nothing else, out of the archive. Raises DataError for one that holds anything odd."""
+    expected, budget = set(TRAIN_FILES + TEST_FILES), 2 * 6 * FILE_RECORDS * RECORD_BYTES
     try:
         with tarfile.open(archive, "r:gz") as tar:
-            for name in TRAIN_FILES + TEST_FILES:
-                with tar.extractfile(f"{FOLDER}/{name}") as source, (destination / name).open("wb") as file:
+            for member in tar:
+                budget -= member.size
+                _check_member(member, budget)
+                name = PurePosixPath(member.name).name
+                if member.name != f"{FOLDER}/{name}" or name not in expected:
+                    continue
+                if not member.isreg() or member.size != FILE_RECORDS * RECORD_BYTES:
+                    raise DataError(
+                        f"the CIFAR-10 archive's {name} has {member.size} bytes: it is not the official one"
+                    )
+                expected.remove(name)
+                with tar.extractfile(member) as source, (destination / name).open("wb") as file:
                     shutil.copyfileobj(source, file)
-    except (tarfile.TarError, KeyError, EOFError) as error:
+                    file.flush()
+                    os.fsync(file.fileno())
+    except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise DataError(f"the CIFAR-10 archive cannot be extracted: {error}") from None
+    if expected:
+        raise DataError(f"the CIFAR-10 archive lacks {', '.join(sorted(expected))}")
+
+
+def _check_member(member: tarfile.TarInfo, budget: int) -> None:
+    path = PurePosixPath(member.name)
+    if path.is_absolute() or ".." in path.parts:
+        raise DataError(f"the CIFAR-10 archive is hostile: it holds {member.name!r}, outside its own folder")
+    if not (member.isreg() or member.isdir()):
+        raise DataError(f"the CIFAR-10 archive is hostile: {member.name!r} is a link or a device")
+    if budget < 0:
+        raise DataError(f"the CIFAR-10 archive is hostile: it unpacks to far more than CIFAR-10, at {member.name!r}")
 
 
 # ---------------------------------------------------------------------------------------------------------------------

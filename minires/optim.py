@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -43,6 +43,21 @@ class SGD:
         for p in self.params:
             p.grad = None
 
+    def state_dict(self) -> dict[str, np.ndarray]:
+        """Copies on the host of the velocities, named `velocity.<index of the parameter>`; empty without momentum."""
+        to_host = device.current().to_host
+        return {f"velocity.{i}": to_host(v) for i, v in enumerate(self.velocities) if v is not None}
+
+    def load_state_dict(self, state: Mapping[str, np.ndarray]) -> None:
+        """Set the velocities from what state_dict gave. Raises ValueError where names or shapes differ."""
+        shapes = {name: v.shape for name, v in self.state_dict().items()}
+        if (given := {name: np.shape(v) for name, v in state.items()}) != shapes:
+            different = sorted(k for k in shapes.keys() | given.keys() if shapes.get(k) != given.get(k))
+            raise ValueError(f"SGD: the state does not fit these parameters, at {', '.join(different)}")
+        for i in range(len(shapes)):
+            v = np.ascontiguousarray(state[f"velocity.{i}"], self.params[i].dtype)
+            self.velocities[i] = device.current().to_device(v)
+
     def step(self) -> None:
         """Update every parameter from its gradient, in place. Raises ValueError where lr is not finite."""
         if not math.isfinite(self.lr):
@@ -72,8 +87,12 @@ class Schedule:
 
     def step(self) -> None:
         """Go on to the next step."""
-        self.last_step += 1
-        self.optimizer.lr = self.rate(self.last_step)
+        self.go_to(self.last_step + 1)
+
+    def go_to(self, step: int) -> None:
+        """Set the rate of a step, from which step() goes on: for a run that is resumed."""
+        self.last_step = step
+        self.optimizer.lr = self.rate(step)
 
 
 class MultiStepLR(Schedule):
