@@ -315,12 +315,7 @@ def finish_epoch(run: Run, tested: Mean, epochs: int, data_name: str) -> None:
         "dataset": data_name,
     }
     is_best = all(tested.accuracy > r["test_accuracy"] for r in progress.records)
-    metadata = {
-        "depth": options["depth"],
-        "shortcut": options["shortcut"],
-        "dataset": data_name,
-        "epoch": record["epoch"],
-    }
+    metadata = {key: str((options | record)[key]) for key in ("depth", "shortcut", "dataset", "epoch")}
     for name in ("last", "best") if is_best else ("last",):
         path = run.out / f"{name}.safetensors"
         mr.checkpoint.save(path, run.net.state_dict(), metadata)
