@@ -165,7 +165,15 @@ def fetch(data_dir: Path) -> None:
 
 
 def _extract(archive: Path, destination: Path) -> None:
-    """The expected files, and nothing else, out of the archive. Raises DataError for one that holds anything odd."""
+    """The expected files, and nothing else, out of the archive. Raises DataError, and deletes it, if it is odd."""
+    try:
+        _extract_expected(archive, destination)
+    except DataError:
+        archive.unlink()
+        raise
+
+
+def _extract_expected(archive: Path, destination: Path) -> None:
     expected, budget = set(TRAIN_FILES + TEST_FILES), 2 * 6 * FILE_RECORDS * RECORD_BYTES
     try:
         with tarfile.open(archive, "r:gz") as tar:
@@ -173,9 +181,9 @@ def _extract(archive: Path, destination: Path) -> None:
                 budget -= member.size
                 _check_member(member, budget)
                 name = PurePosixPath(member.name).name
-                if member.name != f"{FOLDER}/{name}" or name not in expected:
+                if member.name != f"{FOLDER}/{name}" or name not in FILE_SHA256:
                     continue
-                if not member.isreg() or member.size != FILE_RECORDS * RECORD_BYTES:
+                if name not in expected or not member.isreg() or member.size != FILE_RECORDS * RECORD_BYTES:
                     raise DataError(
                         f"the CIFAR-10 archive's {name} has {member.size} bytes: it is not the official one"
                     )

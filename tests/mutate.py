@@ -182,7 +182,8 @@ def main() -> None:
     files = [f for f in files if not arguments.only or f.split(".")[0] in arguments.only]
     mutants = [m for f in files for m in mutants_of(f) if arguments.operator in (None, m.operator)]
     results = read_results()
-    todo = [m for m in mutants if m.key not in results or (arguments.again and results[m.key]["status"] == "survived")]
+    doubtful = {k for k, r in results.items() if r["status"] == "survived"} - read_equivalent()
+    todo = [m for m in mutants if m.key not in results or (arguments.again and m.key in doubtful)]
     RESULTS.parent.mkdir(exist_ok=True)
     with RESULTS.open("a") as file, ThreadPoolExecutor(arguments.jobs) as pool:
         for result in tqdm(pool.map(judge, todo), total=len(todo), unit="mutant"):
