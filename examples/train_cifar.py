@@ -195,7 +195,7 @@ class Run:
                 owner.load_state_dict({k.removeprefix(part): a for k, a in arrays.items() if k.startswith(part)})
         except (KeyError, ValueError) as error:
             raise mr.checkpoint.CheckpointError(f"{self.checkpoint} does not fit its own options: {error}") from None
-        for leftover in self.out.glob(".*.safetensors-*"):  # of a write that was killed
+        for leftover in self.out.glob(".*-*"):  # of a write that was killed
             leftover.unlink()
         lines = "".join(json.dumps(record) + "\n" for record in self.progress.records)
         mr.checkpoint.write_atomically(self.out / "metrics.jsonl", lines.encode())  # without what came after
@@ -301,7 +301,7 @@ def evaluate(net: mr.nn.Module, loader: mr.cifar.Loader, stop: StopRequest) -> M
 
 
 def finish_epoch(run: Run, tested: Mean, epochs: int, data_name: str) -> None:
-    """Write the epoch down: the weights, its line, the curves, and last the checkpoint that says so."""
+    """Write the epoch down. What follows the checkpoint is written again from it when the run is resumed."""
     progress, learned, options = run.progress, run.progress.mean, run.options
     record = {
         "epoch": progress.epoch + 1,
@@ -320,10 +320,10 @@ def finish_epoch(run: Run, tested: Mean, epochs: int, data_name: str) -> None:
         path = run.out / f"{name}.safetensors"
         mr.checkpoint.save(path, run.net.state_dict(), metadata)
     run.progress = Progress(progress.epoch + 1, records=[*progress.records, record])
+    run.save()
     with (run.out / "metrics.jsonl").open("a") as file:
         file.write(json.dumps(record) + "\n")
     plot(run.progress.records, f"{title(options)}, {data_name}", run.out / "curves.png")
-    run.save()
     print(
         f"epoch {record['epoch']}/{epochs}  train loss {learned.loss:.4f} accuracy {learned.accuracy:.2%}  "
         f"test loss {tested.loss:.4f} accuracy {tested.accuracy:.2%}  {record['images_per_second']:.0f} images/s"

@@ -7,8 +7,8 @@ import re
 import time
 from pathlib import Path
 
-ATTEMPTS = 6  # in a row that bring nothing new, before giving up
-BACKOFF = 1.0  # seconds before the second attempt; twice as long before each one after
+ATTEMPTS = 4  # in a row that bring nothing new, before giving up
+BACKOFF = 1.0  # seconds before the next attempt; twice as long after each that brought nothing
 TIMEOUT = (10, 30)  # seconds to connect, and without a byte
 
 
@@ -35,7 +35,9 @@ def download(url: str, path: Path, size: int, sha256: str) -> None:
             best = max(best, _length(path))
             if failures >= ATTEMPTS:
                 raise DownloadError(f"cannot fetch {url}: {reason}, {failures} times in a row")
-            time.sleep(BACKOFF * 2**failures)
+            wait = BACKOFF * 2 ** max(failures - 1, 0)
+            bar.write(f"{url}: {reason}; trying again in {wait:.0f} s")
+            time.sleep(wait)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     if _length(path) != size or digest != sha256:
         length = _length(path)
