@@ -11,9 +11,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, settings
 
 import minires as mr
 from minires import device
+
+for _profile, _examples in (("quick", 25), ("long", 250)):
+    settings.register_profile(
+        _profile,
+        max_examples=_examples,
+        deadline=None,  # the first example may compile the kernels
+        suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large],
+    )
+settings.load_profile("quick")  # --hypothesis-profile=long takes another
 
 
 def _usable(name: str) -> bool:
