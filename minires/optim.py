@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -35,8 +36,24 @@ class SGD:
                 raise ValueError(f"SGD: {name} must be finite and not negative, got {value}")
         if nesterov and momentum == 0:
             raise ValueError("SGD: nesterov needs a momentum above 0")
-        self.lr, self.momentum, self.weight_decay, self.nesterov = lr, momentum, weight_decay, nesterov
+        self.momentum, self.weight_decay, self.nesterov = momentum, weight_decay, nesterov
+        self._rates: dict[np.dtype, Any] = {}  # the rate on the device
+        self.lr = lr
+        self._known_sizes: tuple[list[int], Any] = [], None
         self.velocities = [_zeros_like(p) if momentum else None for p in self.params]
+
+    @property
+    def lr(self) -> float:
+        """The learning rate of the next step. Raises ValueError where it is set to what is not finite."""
+        return self._lr
+
+    @lr.setter
+    def lr(self, value: float) -> None:
+        if not math.isfinite(value):
+            raise ValueError(f"SGD: lr must be finite, got {value}")
+        self._lr = value
+        for dtype, rate in self._rates.items():
+            device.current().assign(rate, np.full(1, value, dtype))
 
     def zero_grad(self) -> None:
         """Forget all gradients."""
@@ -59,15 +76,25 @@ class SGD:
             self.velocities[i] = device.current().to_device(v)
 
     def step(self) -> None:
-        """Update every parameter from its gradient, in place. Raises ValueError where lr is not finite."""
-        if not math.isfinite(self.lr):
-            raise ValueError(f"SGD: lr must be finite, got {self.lr}")
-        for p, v in zip(self.params, self.velocities, strict=True):
-            if p.grad is None:
-                continue
-            n = math.prod(p.shape)
-            numbers = self.lr, self.momentum, self.weight_decay, self.nesterov
-            device.launch("sgd_step", (-(-n // 256),), (256,), p.data, p.grad.data, v, n, *numbers)
+        """Update every parameter from its gradient, in place, in one launch for each dtype."""
+        with_gradient = [i for i, p in enumerate(self.params) if p.grad is not None]
+        for dtype in dict.fromkeys(self.params[i].dtype for i in with_gradient):
+            chosen = [i for i in with_gradient if self.params[i].dtype == dtype]
+            if dtype not in self._rates:
+                self._rates[dtype] = device.current().to_device(np.full(1, self._lr, dtype))
+            weights, gradients = [self.params[i].data for i in chosen], [self.params[i].grad.data for i in chosen]
+            velocities = [self.velocities[i] for i in chosen] if self.momentum else None
+            sizes = [math.prod(w.shape) for w in weights]
+            grid = len(chosen), min(-(-max(sizes) // 256), 256)
+            numbers = self.momentum, self.weight_decay, self.nesterov
+            arrays = weights, gradients, velocities, self._sizes(sizes), self._rates[dtype]
+            device.launch("sgd_step", grid, (256,), *arrays, *numbers)
+
+    def _sizes(self, sizes: list[int]) -> Any:
+        """On the device; kept, since they are the same at each step."""
+        if self._known_sizes[0] != sizes:
+            self._known_sizes = sizes, device.current().to_device(np.array(sizes, np.int64))
+        return self._known_sizes[1]
 
 
 def _zeros_like(p: Tensor):

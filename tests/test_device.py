@@ -192,6 +192,20 @@ def test_bad_launches(grid, block, args, error, words, current_device):
         kernel(grid, block, args)
 
 
+def test_lists_of_arrays():
+    code = HEAD + "(int* const* xs, const int* const* ys, int n) { xs[blockIdx.x][0] = ys ? *ys[blockIdx.x] : n; }"
+    kernel, now = mr.RawKernel(code, "k"), device.current()
+    xs, ys = ([now.to_device(np.array([v, v], np.int32)) for v in values] for values in ((1, 2, 3), (7, 8, 9)))
+    kernel((3,), (1,), (xs, ys, 5))
+    assert [now.to_host(x).tolist() for x in xs] == [[7, 1], [8, 2], [9, 3]]
+    kernel((2,), (1,), (xs, None, 5))
+    assert [now.to_host(x).tolist() for x in xs] == [[5, 1], [5, 2], [9, 3]]
+    with pytest.raises(TypeError, match="'xs' of kernel k must be a list of int32 arrays, got "):
+        kernel((1,), (1,), (xs[0], None, 5))
+    with pytest.raises(TypeError, match="'xs' of kernel k must be a int32 array, got float32"):
+        kernel((1,), (1,), ([now.to_device(np.zeros(3, np.float32))], None, 5))
+
+
 def test_code_that_does_not_compile_or_has_no_such_kernel():
     with pytest.raises(mr.DeviceError, match="could not compile"):
         mr.RawKernel(HEAD + "(int* x) { x = nonsense; }", "k")

@@ -36,6 +36,26 @@ def test_parameters_without_a_gradient_are_left_alone():
     np.testing.assert_allclose(used.numpy(), 1 - 0.5 * 1.1, rtol=1e-6)
 
 
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_many_parameters_in_one_launch(rng, dtype, momentum):
+    """Of different sizes: one larger than all threads of its blocks, one of a single element."""
+    shapes = [(5, 3), (1,), (300, 300), (256,), (257,)]
+    parameters = [mr.Tensor(rng.standard_normal(s).astype(dtype), requires_grad=True) for s in shapes]
+    other = np.float64 if dtype == np.float32 else np.float32
+    parameters.append(mr.Tensor(np.ones(7, other), requires_grad=True))
+    before = [p.numpy() for p in parameters]
+    for p in parameters:
+        p.grad = mr.Tensor(rng.standard_normal(p.shape).astype(p.dtype))
+    optimizer = mr.optim.SGD(parameters, 1.0, momentum)
+    optimizer.lr = 0.25
+    with mr.profile() as profile:
+        optimizer.step()
+    assert profile.kernels["sgd_step"].launches == 2  # one for each dtype
+    assert profile.kernels["sgd_step"].bytes > sum(2 * b.nbytes for b in before)
+    for p, w in zip(parameters, before, strict=True):
+        np.testing.assert_allclose(p.numpy(), w - 0.25 * p.grad.numpy(), rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from .sanitizer import Sanitizer, SanitizerError
-from .source import KERNELS_DIR, DeviceError, Module, Signature, library_source
+from .source import KERNELS_DIR, DeviceError, Module, Signature, arrays_in, library_source
 
 __all__ = [
     "KERNELS_DIR",
@@ -114,18 +114,19 @@ def launch(
 ) -> None:
     """Launch the kernel `name` of `kernels/` on the current device.
 
-    `args` are device arrays (None is a null pointer) and Python or NumPy scalars, in the order of the kernel's
-    parameters. `scalar`, or the dtype of the first floating-point array, says which of the two modules is used.
+    `args` are device arrays (None is a null pointer), lists of them where the parameter is a pointer to pointers, and
+    Python or NumPy scalars, in the order of the kernel's parameters. `scalar`, or the dtype of the first
+    floating-point array, says which of the two modules is used.
     Raises TypeError where an argument does not fit its parameter.
     """
     now = current()
     if scalar is None:
-        scalar = next(a.dtype for a in args if isinstance(a, now.array_type) and a.dtype.kind == "f")
+        scalar = next(a.dtype for a in arrays_in(args, now.array_type) if a.dtype.kind == "f")
     kernel = _library(now, scalar, now.sanitizer is not None).kernel(name)
     if _observer is None:
         kernel(grid, block, args)
     else:
-        _observer(name, lambda: kernel(grid, block, args), [a for a in args if isinstance(a, now.array_type)])
+        _observer(name, lambda: kernel(grid, block, args), arrays_in(args, now.array_type))
 
 
 Observer = Callable[[str, Callable[[], None], list], None]

@@ -168,10 +168,14 @@ class CpuDevice:
     def to_device(self, array: np.ndarray) -> np.ndarray:
         """A copy of a host array in device memory."""
         copy = self.empty(array.shape, array.dtype)
-        np.copyto(copy, array)
-        if self.sanitizer and (written := self.sanitizer.tracker.find(copy)) is not None:
-            written[...] = 1
+        self.assign(copy, array)
         return copy
+
+    def assign(self, target: np.ndarray, source: np.ndarray) -> None:
+        """Copy an array of the host or the device into a device array of the same shape and dtype."""
+        np.copyto(target, source)
+        if self.sanitizer and (written := self.sanitizer.tracker.find(target)) is not None:
+            written[...] = 1
 
     def to_host(self, array: np.ndarray) -> np.ndarray:
         """A copy of a device array as a NumPy array."""

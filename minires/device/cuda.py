@@ -64,6 +64,13 @@ class CudaDevice:
         """A copy of a host array in device memory."""
         return self._cupy.array(array, order="C")
 
+    def assign(self, target, source) -> None:
+        """Copy an array of the host or the device into a device array of the same shape and dtype."""
+        if isinstance(source, np.ndarray):
+            target.set(source)
+        else:
+            self._cupy.copyto(target, source)
+
     def to_host(self, array) -> np.ndarray:
         """A copy of a device array as a NumPy array."""
         return self._cupy.asnumpy(array)

@@ -6,8 +6,9 @@ import bisect
 import ctypes
 import subprocess
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -103,9 +104,10 @@ class Sanitizer:
     def launch(
         self, path: Path, library: ctypes.CDLL, signature: Signature, grid: tuple, block: tuple, args: list
     ) -> None:
-        arrays = [a for a in args if isinstance(a, np.ndarray)]
-        names = [p.name for p, a in zip(signature.parameters, args, strict=True) if isinstance(a, np.ndarray)]
+        named = [pair for p, a in zip(signature.parameters, args, strict=True) for pair in _named_arrays(p.name, a)]
+        names, arrays = [name for name, _ in named], [array for _, array in named]
         arena, copies = _arena(arrays)
+        values, pointers = pack_arguments(_replace_arrays(args, iter(copies)))
         written = [self.tracker.find(a) if self.checks & CHECKS["init"] else None for a in arrays]
         elements = [
             None if w is None else w.reshape(-1, a.itemsize).all(1) for w, a in zip(written, arrays, strict=True)
@@ -113,8 +115,6 @@ class Sanitizer:
         before = [None if e is None else e.copy() for e in elements]
         originals, results = arena.copy(), []
         kernel = ctypes.cast(library[f"minires_launch_{signature.name}"], ctypes.c_void_p)
-        replacement = iter(copies)
-        values, pointers = pack_arguments([next(replacement) if isinstance(a, np.ndarray) else a for a in args])
         regions = (_Region * max(len(arrays), 1))(
             *(
                 _Region(c.ctypes.data, c.nbytes, c.itemsize, None if e is None else e.ctypes.data)
@@ -170,6 +170,28 @@ class Sanitizer:
                     f"kernel {kernel} left {name}[{int(np.argmin(new))}] of {new.size} elements unwritten "
                     f"({new.size - int(new.sum())} in all)",
                 )
+
+
+def _named_arrays(parameter: str, argument: Any) -> list[tuple[str, np.ndarray]]:
+    """A list of arrays brings one more: that of their addresses."""
+    if isinstance(argument, list):
+        arrays = [(f"{parameter}[{i}]", array) for i, array in enumerate(argument)]
+        return [*arrays, (parameter, np.zeros(len(argument), np.uint64))]
+    return [(parameter, argument)] if isinstance(argument, np.ndarray) else []
+
+
+def _replace_arrays(args: list, copies: Iterator[np.ndarray]) -> list:
+    """The arguments with copies for arrays, and the array of the copies' addresses for a list."""
+    replaced = []
+    for argument in args:
+        if isinstance(argument, list):
+            addresses = [next(copies).ctypes.data for _ in argument]
+            table = next(copies)
+            table[:] = addresses
+            replaced.append(table)
+        else:
+            replaced.append(next(copies) if isinstance(argument, np.ndarray) else argument)
+    return replaced
 
 
 def _arena(arrays: list[np.ndarray]) -> tuple[np.ndarray, list[np.ndarray]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,7 +62,7 @@ _COMMENT = re.compile(r"//[^\n]*|/\*.*?\*/", re.DOTALL)
 class Parameter:
     name: str
     dtype: np.dtype
-    is_pointer: bool
+    pointers: int  # 0: a scalar, 1: an array, 2: a list of arrays
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class Signature:
 
     def _bind_one(self, p: Parameter, value: Any, array_type: type) -> Any:
         where = f"argument {p.name!r} of kernel {self.name}"
-        if not p.is_pointer:
+        if p.pointers == 0:
             if not isinstance(value, (bool, int, float, np.generic)):
                 raise TypeError(f"{where} must be a {p.dtype} scalar, got {type(value).__name__}")
             if p.dtype.kind in "iu" and int(value) != value:
@@ -103,6 +103,11 @@ class Signature:
                 raise ValueError(f"{where} is {value}, which does not fit {p.dtype}") from None
         if value is None:
             return None
+        if p.pointers == 2 and isinstance(value, (list, tuple)):
+            array = Parameter(p.name, p.dtype, 1)
+            return [self._bind_one(array, one, array_type) for one in value]
+        if p.pointers == 2:
+            raise TypeError(f"{where} must be a list of {p.dtype} arrays, got {type(value).__name__}")
         if not isinstance(value, array_type):
             raise TypeError(
                 f"{where} must be a {array_type.__module__} array on the current device, got {type(value).__module__}."
@@ -117,16 +122,16 @@ class Signature:
 
 def _parse_parameter(kernel: str, declaration: str, scalar: np.dtype) -> Parameter:
     words = re.sub(r"\b(?:const|__restrict__|restrict|volatile)\b", " ", declaration.replace("*", " * ")).split()
-    is_pointer = "*" in words
+    pointers = words.count("*")
     *type_words, name = [w for w in words if w != "*"]
     c_type = " ".join(type_words)
     if c_type == "scalar_t":
-        return Parameter(name, np.dtype(scalar), is_pointer)
+        return Parameter(name, np.dtype(scalar), pointers)
     if c_type not in _C_TYPES:
         raise TypeError(
             f"parameter {name!r} of kernel {kernel} has the type {c_type!r}; use one of {', '.join(_C_TYPES)}"
         )
-    return Parameter(name, np.dtype(_C_TYPES[c_type]), is_pointer)
+    return Parameter(name, np.dtype(_C_TYPES[c_type]), pointers)
 
 
 _MAX_GRID = (2**31 - 1, 65535, 65535)
@@ -178,10 +183,24 @@ class Module:
         return call
 
 
+def arrays_in(args: Iterable[Any], array_type: type) -> list[Any]:
+    """The arrays among the arguments, those in lists too."""
+    flat = [a for arg in args for a in (arg if isinstance(arg, (list, tuple)) else [arg])]
+    return [a for a in flat if isinstance(a, array_type)]
+
+
 def pack_arguments(args: list) -> tuple[list, ctypes.Array]:
     """The arguments as C values, and an array of their addresses, which is good as long as the values are kept."""
-    values = [ctypes.c_void_p(_address(a)) if a is None or isinstance(a, np.ndarray) else _C[a.dtype](a) for a in args]
+    values = [_c_value(a) for a in args]
     return values, (ctypes.c_void_p * len(values))(*map(ctypes.addressof, values))
+
+
+def _c_value(argument: Any) -> Any:
+    if argument is None or isinstance(argument, np.ndarray):
+        return ctypes.c_void_p(_address(argument))
+    if isinstance(argument, list):  # the array decays to a pointer to its first element
+        return ctypes.pointer((ctypes.c_void_p * len(argument))(*map(_address, argument)))
+    return _C[argument.dtype](argument)
 
 
 def _address(array: np.ndarray | None) -> int | None:
