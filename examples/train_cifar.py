@@ -22,6 +22,7 @@ import sys
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -172,6 +173,22 @@ class Run:
     saved_at: float = field(default_factory=time.monotonic)
     saved: str = "there is no checkpoint yet"
 
+    def __post_init__(self) -> None:
+        self.step, self.test = mr.graph(self._step), mr.graph(self._test)
+
+    def _step(self, x: mr.Tensor, labels: Any) -> tuple:
+        logits = self.net(x)
+        loss = mr.functional.cross_entropy(logits, labels)
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        return loss.detach(), mr.functional.count_correct(logits, labels)
+
+    def _test(self, x: mr.Tensor, labels: Any) -> tuple:
+        with mr.no_grad():
+            logits = self.net(x)
+            return mr.functional.cross_entropy(logits, labels), mr.functional.count_correct(logits, labels)
+
     @property
     def checkpoint(self) -> Path:
         return self.out / "checkpoint.safetensors"
@@ -235,23 +252,19 @@ class StopRequest:
 
 def train_epoch(run: Run, loader: mr.cifar.Loader, steps: int, stop: StopRequest) -> None:
     """What is left of the first `steps` steps of an epoch. Raises FloatingPointError where the loss is not finite."""
-    net, optimizer, progress, mean = run.net, run.optimizer, run.progress, run.progress.mean
-    net.train()
+    progress, mean = run.progress, run.progress.mean
+    run.net.train()
     loader.epoch = progress.epoch
     before, began = progress.seconds, time.perf_counter()
     first, first_images = progress.step, mean.images
     with tqdm(total=steps, initial=first, desc=f"epoch {loader.epoch + 1}", unit="step", leave=False) as bar:
         for x, labels in itertools.islice(loader, first, steps):
-            logits = net(x)
-            loss = mr.functional.cross_entropy(logits, labels)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
+            loss, correct = run.step(x, labels)
             value = loss.item()
             if not math.isfinite(value):
                 raise FloatingPointError(run.diverged(f"the loss is {value}"))
             run.schedule.step()
-            mean.add(value, mr.functional.count_correct(logits, labels), len(labels))
+            mean.add(value, int(correct), len(labels))
             progress.step += 1
             progress.seconds = before + time.perf_counter() - began
             rate = (mean.images - first_images) / (time.perf_counter() - began)
@@ -287,16 +300,14 @@ def profile_steps(net: mr.nn.Module, loader: mr.cifar.Loader) -> None:
     print(profile)
 
 
-def evaluate(net: mr.nn.Module, loader: mr.cifar.Loader, stop: StopRequest) -> Mean:
+def evaluate(run: Run, loader: mr.cifar.Loader, stop: StopRequest) -> Mean:
     mean = Mean()
-    net.eval()
-    with mr.no_grad():
-        for x, labels in loader:
-            logits = net(x)
-            loss = mr.functional.cross_entropy(logits, labels).item()
-            mean.add(loss, mr.functional.count_correct(logits, labels), len(labels))
-            if stop.signal:
-                break
+    run.net.eval()
+    for x, labels in loader:
+        loss, correct = run.test(x, labels)
+        mean.add(loss.item(), int(correct), len(labels))
+        if stop.signal:
+            break
     return mean
 
 
@@ -414,7 +425,7 @@ def main() -> None:
     stop = StopRequest()
     while run.progress.epoch < epochs:
         train_epoch(run, train, min(len(train), steps - run.progress.epoch * len(train)), stop)
-        tested = None if stop.signal else evaluate(net, test, stop)
+        tested = None if stop.signal else evaluate(run, test, stop)
         if stop.signal:
             run.save()
             print(f"stopped; to go on:  {shlex.join(['python', sys.argv[0], '--resume', str(run.out)])}")

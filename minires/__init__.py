@@ -12,6 +12,7 @@ Names are PyTorch's. The kernels run on an NVIDIA GPU or, compiled by a C++ comp
 from . import checkpoint, cifar, functional, nn, optim, resnet
 from .device import DeviceError, RawKernel, SanitizerError, describe_device, get_device, sanitize, set_device
 from .gradcheck import GradcheckError, gradcheck
+from .graph import graph
 from .nn import manual_seed
 from .profiler import profile
 from .tensor import Tensor, no_grad
@@ -28,6 +29,7 @@ __all__ = [
     "functional",
     "get_device",
     "gradcheck",
+    "graph",
     "manual_seed",
     "nn",
     "no_grad",

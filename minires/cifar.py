@@ -159,7 +159,7 @@ def fetch(data_dir: Path) -> None:
                     os.replace(Path(temporary) / name, data_dir / FOLDER / name)
             archive.unlink()
     except DownloadError as error:
-        raise DataError(f"CIFAR-10: {error}") from None
+        raise DataError(str(error)) from None
     except OSError as error:
         raise DataError(f"cannot store CIFAR-10 in {data_dir}: {error}") from None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import sys
 import time
 from pathlib import Path
 
@@ -36,7 +37,7 @@ def download(url: str, path: Path, size: int, sha256: str) -> None:
             if failures >= ATTEMPTS:
                 raise DownloadError(f"cannot fetch {url}: {reason}, {failures} times in a row")
             wait = BACKOFF * 2 ** max(failures - 1, 0)
-            bar.write(f"{url}: {reason}; trying again in {wait:.0f} s")
+            bar.write(f"{url}: {reason}; trying again in {wait:.0f} s", file=sys.stderr)
             time.sleep(wait)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     if _length(path) != size or digest != sha256:

@@ -551,14 +551,17 @@ def cross_entropy(logits: Tensor, target: Any, label_smoothing: float = 0.0) -> 
     return record("cross_entropy", loss, (logits,), backward)
 
 
-def count_correct(logits: Tensor, target: Any) -> int:
-    """How many rows of logits (N, C) are largest at their target (N,), the first of equal ones. Errors as above."""
+def count_correct(logits: Tensor, target: Any) -> Any:
+    """How many rows of logits (N, C) are largest at their target (N,), the first of equal ones. Errors as above.
+
+    The result is an int32 device array of shape (), so that a GPU need not be waited for: int() brings it to the host.
+    """
     _check_tensors("count_correct", logits=logits)
     _check_rank("count_correct", "logits", logits, "N, C")
     (n, c), labels = logits.shape, _labels("count_correct", logits, target)
-    correct = device.current().to_device(np.zeros(1, np.int32))
+    correct = device.current().filled((), np.int32, 0)
     _launch_elements("count_correct", n, logits.data, labels, correct, n, c)
-    return int(device.current().to_host(correct)[0])
+    return correct
 
 
 def _labels(operation: str, logits: Tensor, target: Any) -> Any:
@@ -578,7 +581,9 @@ def _labels(operation: str, logits: Tensor, target: Any) -> Any:
         raise TypeError(f"{operation}: target is not on the current device, {now.name}")
     labels = target if target.dtype == np.int32 else _to_int32(target, c)
     labels = labels if isinstance(labels, now.array_type) and labels.flags.c_contiguous else now.to_device(labels)
-    bad = now.to_device(np.full(1, -1, np.int32))
+    if now.is_recording:  # the calls before have checked them
+        return labels
+    bad = now.filled((1,), np.int32, -1)
     device.launch("find_bad_label", (1,), (1,), labels, bad, n, c, scalar=logits.dtype)
     index = int(now.to_host(bad)[0])
     if index >= 0:

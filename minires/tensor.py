@@ -134,7 +134,7 @@ class Tensor:
         if gradient is None:
             if self.data.size != 1:
                 raise ValueError(f"backward() of a tensor of shape {self.shape} needs a gradient of that shape")
-            return device.current().to_device(np.ones(self.shape, self.dtype))
+            return device.current().filled(self.shape, self.dtype, 1)
         gradient = gradient if isinstance(gradient, Tensor) else Tensor(gradient)
         if gradient.shape != self.shape:
             raise ValueError(f"the gradient has the shape {gradient.shape}, the tensor {self.shape}")

@@ -140,6 +140,7 @@ class CpuDevice:
     """NumPy arrays as device memory; kernels run on the OS threads of this process."""
 
     name = "cpu"
+    is_recording = False
     blocked = True  # see kernels/common.cuh
     reduction_threads = 32  # of a block that adds up many values
     array_type = np.ndarray
@@ -171,6 +172,10 @@ class CpuDevice:
         self.assign(copy, array)
         return copy
 
+    def filled(self, shape: tuple[int, ...], dtype: np.dtype, value: float):
+        """An array of device memory with one value everywhere."""
+        return self.to_device(np.full(shape, value, dtype))
+
     def assign(self, target: np.ndarray, source: np.ndarray) -> None:
         """Copy an array of the host or the device into a device array of the same shape and dtype."""
         np.copyto(target, source)
@@ -191,6 +196,10 @@ class CpuDevice:
         began = time.perf_counter()
         run()
         return time.perf_counter() - began
+
+    def recording(self, function: Callable) -> Callable:
+        """See CudaDevice.recording: on this device nothing is gained by it."""
+        return lambda arrays: function(*arrays)
 
     def compile(self, code: str, scalar: np.dtype) -> Module:
         """Compile CUDA C++, with `scalar` as scalar_t. Raises DeviceError with the compiler's message."""
