@@ -21,6 +21,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -104,7 +105,7 @@ def convolution_kernels(batch: int, repeats: int) -> list[dict]:
 
 def other_kernels(batch: int) -> list[dict]:
     """All kernels of three training steps of ResNet-20, by time."""
-    step = minires_step(batch)
+    step = minires_step(batch, wrap=lambda function: function)  # a recorded step would launch nothing one by one
     step()
     with mr.profile() as profile:
         for _ in range(3):
@@ -125,20 +126,27 @@ def batch_of(size: int) -> tuple[np.ndarray, np.ndarray]:
     return rng.standard_normal((size, 3, 32, 32)).astype(np.float32), rng.integers(0, 10, size)
 
 
-def minires_step(batch: int, train: bool = True) -> Callable[[], None]:
+def minires_step(batch: int, train: bool = True, wrap: Callable = mr.graph) -> Callable[[], None]:
     images, labels = batch_of(batch)
     net, x = mr.resnet.resnet20().train(train), mr.Tensor(images)
+    labels = mr.device.current().to_device(labels.astype(np.int32))
     optimizer = mr.optim.SGD(net.parameters(), 0.1, momentum=0.9, weight_decay=5e-4, nesterov=True)
 
+    def train_on(x: mr.Tensor, labels: Any) -> mr.Tensor:
+        loss = mr.functional.cross_entropy(net(x), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        return loss.detach()
+
+    def evaluate(x: mr.Tensor, labels: Any) -> mr.Tensor:
+        with mr.no_grad():
+            return net(x)
+
+    run = wrap(train_on if train else evaluate)
+
     def step() -> None:
-        if train:
-            loss = mr.functional.cross_entropy(net(x), labels)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-        else:
-            with mr.no_grad():
-                net(x)
+        run(x, labels)
         mr.device.current().synchronize()
 
     return step
@@ -159,8 +167,10 @@ def torch_steps(batch: int, train: bool = True) -> dict[str, Callable[[], None]]
 
 
 def _torch_step(torch, device: str, variant: str, batch: int, train: bool) -> Callable[[], None]:
+    from pytorch_weights import TorchResNet
+
     layout = torch.contiguous_format if variant == "eager" else torch.channels_last
-    net = _torch_resnet20(torch).train(train).to(device, memory_format=layout)
+    net = TorchResNet().train(train).to(device, memory_format=layout)
     images, labels = (torch.from_numpy(a).to(device) for a in batch_of(batch))
     x = images.to(memory_format=layout)
     optimizer = torch.optim.SGD(net.parameters(), 0.1, momentum=0.9, weight_decay=5e-4, nesterov=True)
@@ -180,47 +190,25 @@ def _torch_step(torch, device: str, variant: str, batch: int, train: bool) -> Ca
     return step
 
 
-def _torch_resnet20(torch):
-    nn, functional = torch.nn, torch.nn.functional
-
-    class Block(nn.Module):
-        def __init__(self, c: int, o: int, stride: int) -> None:
-            super().__init__()
-            self.conv1, self.bn1 = nn.Conv2d(c, o, 3, stride, 1, bias=False), nn.BatchNorm2d(o)
-            self.conv2, self.bn2 = nn.Conv2d(o, o, 3, 1, 1, bias=False), nn.BatchNorm2d(o)
-            self.stride, self.before = stride, (o - c) // 2
-
-        def forward(self, x):
-            y = self.bn2(self.conv2(functional.relu(self.bn1(self.conv1(x)))))
-            if self.stride > 1:
-                x = functional.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.before, self.before))
-            return functional.relu(y + x)
-
-    layers = [nn.Conv2d(3, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU()]
-    for c, o, stride in ((16, 16, 1), (16, 32, 2), (32, 64, 2)):
-        layers += [Block(c, o, stride), Block(o, o, 1), Block(o, o, 1)]
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10))
-
-
 def compare(batch: int, train: bool, repeats: int) -> list[dict]:
     """Images per second of minires and of PyTorch's variants, a run of each in turn."""
     steps = {"minires": minires_step(batch, train)}
     if importlib.util.find_spec("torch"):
         steps |= {f"PyTorch {name}": step for name, step in torch_steps(batch, train).items()}
     times: dict[str, list[float]] = {name: [] for name in steps}
-    for _ in range(repeats + 2):
+    for _ in range(repeats + 3):  # three runs that are not counted: what is compiled or recorded is done then
         for name, step in steps.items():
             began = time.perf_counter()
             step()
             times[name].append(time.perf_counter() - began)
     rows = []
     for name, values in times.items():
-        ratios = [other / own for own, other in zip(times["minires"][2:], values[2:], strict=True)]
+        ratios = [other / own for own, other in zip(times["minires"][3:], values[3:], strict=True)]
         rows.append(
             {
                 "what": f"{'training' if train else 'evaluation'}, batch {batch}",
                 "who": name,
-                "images_per_s": batch / median(values[2:]),
+                "images_per_s": batch / median(values[3:]),
                 "minires_is_faster_by": median(ratios),
                 "spread": spread(ratios),
             }
