@@ -87,18 +87,21 @@ __device__ inline void conv3x3(const scalar_t* __restrict__ x, const scalar_t* _
             const int c = r / ROWS, iy = y0 + r % ROWS;
             const bool in_row = iy >= 0 && iy < H * D && iy % D == 0;
             const scalar_t* from = x + ((n * C + c0 + c) * H + iy / D) * W;
-            for (int phase = 0; phase < S; ++phase)
+            for (int phase = 0; phase < S; ++phase) {
+                scalar_t* to = xs[c][r % ROWS][phase];
                 for (int j = t % LANES; j < RUN; j += LANES) {
                     const int ix = x0 + j * S + phase;
                     const bool inside = in_row && ix >= 0 && ix < W * D && ix % D == 0;
-                    xs[c][r % ROWS][phase][j] = inside ? from[ix / D] : scalar_t(0);
+                    to[j] = inside ? from[ix / D] : scalar_t(0);
                 }
+            }
         }
         for (int r = t / LANES; r < depth * 9; r += THREADS / LANES)
             for (int j = t % LANES; j < BO; j += LANES)
                 ws[r][j] = tile_o + j < O ? packed[((long long)c0 * 9 + r) * O + tile_o + j] : scalar_t(0);
         __syncthreads();
         for (int c = 0; c < depth; ++c)
+#pragma unroll
             for (int ky = 0; ky < 3; ++ky)
 #pragma unroll
                 for (int kx = 0; kx < 3; ++kx) {
@@ -122,27 +125,43 @@ __device__ inline void conv3x3(const scalar_t* __restrict__ x, const scalar_t* _
 #pragma unroll
     for (int k = 0; k < TO; ++k)
 #pragma unroll
-        for (int i = 0; i < TR; ++i)
-#pragma unroll
-            for (int j = 0; j < TW; ++j) {
-                const int channel = tile_o + o + k, oy = tile_y + row + i * ROW_STEP, ox = tile_x + column + j * COLUMN_STEP;
-                if (channel < O && oy < OH && ox < OW) y[((n * O + channel) * OH + oy) * OW + ox] = sum[k][i][j];
+        for (int i = 0; i < TR; ++i) {
+            const int channel = tile_o + o + k, oy = tile_y + row + i * ROW_STEP, ox = tile_x + column;
+            if (channel >= O || oy >= OH) continue;
+            scalar_t* to = y + ((n * O + channel) * OH + oy) * OW + ox;
+            if (ox + (TW - 1) * COLUMN_STEP < OW) {
+                for (int j = 0; j < TW; ++j) to[j * COLUMN_STEP] = sum[k][i][j];
+            } else {
+                for (int j = 0; j < TW; ++j)
+                    if (ox + j * COLUMN_STEP < OW) to[j * COLUMN_STEP] = sum[k][i][j];
             }
+        }
+}
+
+// to[j] = from[first + j] for j = 0 .. n - 1, and 0 where that lies outside of 0 .. length - 1. No loop has a condition
+// inside, so that a CPU's compiler makes vectors of them.
+__device__ inline void copy_clipped(scalar_t* __restrict__ to, const scalar_t* __restrict__ from, int first, int n,
+                                    int length) {
+    const int lo = min(max(-first, 0), n), hi = max(min(length - first, n), lo);
+    for (int j = 0; j < lo; ++j) to[j] = 0;
+    for (int j = lo; j < hi; ++j) to[j] = from[first + j];
+    for (int j = hi; j < n; ++j) to[j] = 0;
 }
 
 // The gradient of the weights:
 //
 //   dw[o, c, ky, kx] = sum_{n, oy, ox} dy[n, o, oy, ox] x[n, c, oy * S - pad_h + ky, ox * S - pad_w + kx]
 //
-// A block sums 16 x 16 pairs of channels over a chunk of the tiles of 64 pixels that all images are cut into; a thread
-// has one tap and 8 x 16 pairs. Then the chunks are summed in their order, as many as the shapes say, so the result
+// All images are cut into tiles of BR x BW pixels, and the tiles into as many chunks as the grid is deep. A block sums
+// 16 x 16 pairs of channels over a chunk; a thread has one tap and 8 x 16 pairs. Then the chunks are summed in their order, as many as the shapes say, so the result
 // does not depend on how many blocks run at once.
 // Launch: grid (ceil(C / 16), ceil(O / 16), chunks), 18 threads. Limit: arithmetic.
 template <int BW, int S>
 __device__ inline void conv3x3_weight(const scalar_t* __restrict__ x, const scalar_t* __restrict__ dy,
                                       scalar_t* __restrict__ parts, int N, int C, int H, int W, int O, int OH, int OW,
-                                      int pad_h, int pad_w, int tiles_per_chunk) {
-    constexpr int BR = 64 / BW, BC = 16, BO = 16, TC = 8, THREADS = 9 * BC / TC;
+                                      int pad_h, int pad_w) {
+    // A larger tile loads fewer halos, but on a GPU takes the shared memory of other blocks.
+    constexpr int BR = BLOCKED && BW > 8 ? 256 / BW : 64 / BW, BC = 16, BO = 16, TC = 8, THREADS = 9 * BC / TC;
     constexpr int ROWS = (BR - 1) * S + 3, COLUMNS = (BW - 1) * S + 3;
     __shared__ scalar_t xs[BC][ROWS][COLUMNS];
     __shared__ __align__(64) scalar_t dys[BR][BW][BO];  // transposed: the channels of a pixel side by side
@@ -150,25 +169,25 @@ __device__ inline void conv3x3_weight(const scalar_t* __restrict__ x, const scal
     const int tiles_x = (OW + BW - 1) / BW, tiles = tiles_x * ((OH + BR - 1) / BR);
     const int c0 = blockIdx.x * BC, o0 = blockIdx.y * BO;
     const int t = threadIdx.x, tap = t % 9, ky = tap / 3, kx = tap % 3, c = t / 9 * TC;
-    const long long begin = (long long)blockIdx.z * tiles_per_chunk;
-    const long long end = min(begin + tiles_per_chunk, (long long)N * tiles);
+    const int tiles_per_chunk = (N * tiles + gridDim.z - 1) / gridDim.z;
+    const int begin = min(int(blockIdx.z) * tiles_per_chunk, N * tiles), end = min(begin + tiles_per_chunk, N * tiles);
 
     scalar_t sum[TC][BO] = {};
-    for (long long tile = begin; tile < end; ++tile) {
+    for (int tile = begin; tile < end; ++tile) {
         const long long n = tile / tiles;
         const int tile_y = tile % tiles / tiles_x * BR, tile_x = tile % tiles_x * BW;
         for (int r = t; r < BC * ROWS; r += THREADS) {
-            const int channel = c0 + r / ROWS, iy = tile_y * S - pad_h + r % ROWS, x0 = tile_x * S - pad_w;
+            const int channel = c0 + r / ROWS, iy = tile_y * S - pad_h + r % ROWS;
             const bool in_row = channel < C && iy >= 0 && iy < H;
-            const scalar_t* from = x + ((n * C + channel) * H + iy) * W + x0;
-            for (int j = 0; j < COLUMNS; ++j)
-                xs[r / ROWS][r % ROWS][j] = in_row && x0 + j >= 0 && x0 + j < W ? from[j] : scalar_t(0);
+            copy_clipped(xs[r / ROWS][r % ROWS], x + ((n * C + channel) * H + iy) * W, tile_x * S - pad_w, COLUMNS,
+                         in_row ? W : 0);
         }
         for (int r = t; r < BO * BR; r += THREADS) {
             const int o = r % BO, oy = tile_y + r / BO;
-            const bool in_row = o0 + o < O && oy < OH;
+            const int inside = o0 + o < O && oy < OH ? min(BW, OW - tile_x) : 0;
             const scalar_t* from = dy + ((n * O + o0 + o) * OH + oy) * OW + tile_x;
-            for (int j = 0; j < BW; ++j) dys[r / BO][j][o] = in_row && tile_x + j < OW ? from[j] : scalar_t(0);
+            for (int j = 0; j < inside; ++j) dys[r / BO][j][o] = from[j];
+            for (int j = inside; j < BW; ++j) dys[r / BO][j][o] = 0;
         }
         __syncthreads();
         for (int y = 0; y < BR; ++y)
@@ -236,27 +255,22 @@ extern "C" __global__ void conv3x3_32x16_dilated(const scalar_t* x, const scalar
     conv3x3<32, 16, 1, 2>(x, packed, y, C, H, W, O, OH, OW, pad_h, pad_w);
 }
 extern "C" __global__ void conv3x3_weight_32(const scalar_t* x, const scalar_t* dy, scalar_t* parts, int N, int C,
-                                             int H, int W, int O, int OH, int OW, int pad_h, int pad_w,
-                                             int tiles_per_chunk) {
-    conv3x3_weight<32, 1>(x, dy, parts, N, C, H, W, O, OH, OW, pad_h, pad_w, tiles_per_chunk);
+                                             int H, int W, int O, int OH, int OW, int pad_h, int pad_w) {
+    conv3x3_weight<32, 1>(x, dy, parts, N, C, H, W, O, OH, OW, pad_h, pad_w);
 }
 extern "C" __global__ void conv3x3_weight_16(const scalar_t* x, const scalar_t* dy, scalar_t* parts, int N, int C,
-                                             int H, int W, int O, int OH, int OW, int pad_h, int pad_w,
-                                             int tiles_per_chunk) {
-    conv3x3_weight<16, 1>(x, dy, parts, N, C, H, W, O, OH, OW, pad_h, pad_w, tiles_per_chunk);
+                                             int H, int W, int O, int OH, int OW, int pad_h, int pad_w) {
+    conv3x3_weight<16, 1>(x, dy, parts, N, C, H, W, O, OH, OW, pad_h, pad_w);
 }
 extern "C" __global__ void conv3x3_weight_8(const scalar_t* x, const scalar_t* dy, scalar_t* parts, int N, int C,
-                                            int H, int W, int O, int OH, int OW, int pad_h, int pad_w,
-                                            int tiles_per_chunk) {
-    conv3x3_weight<8, 1>(x, dy, parts, N, C, H, W, O, OH, OW, pad_h, pad_w, tiles_per_chunk);
+                                            int H, int W, int O, int OH, int OW, int pad_h, int pad_w) {
+    conv3x3_weight<8, 1>(x, dy, parts, N, C, H, W, O, OH, OW, pad_h, pad_w);
 }
 extern "C" __global__ void conv3x3_weight_16_strided(const scalar_t* x, const scalar_t* dy, scalar_t* parts, int N, int C,
-                                                     int H, int W, int O, int OH, int OW, int pad_h, int pad_w,
-                                                     int tiles_per_chunk) {
-    conv3x3_weight<16, 2>(x, dy, parts, N, C, H, W, O, OH, OW, pad_h, pad_w, tiles_per_chunk);
+                                                     int H, int W, int O, int OH, int OW, int pad_h, int pad_w) {
+    conv3x3_weight<16, 2>(x, dy, parts, N, C, H, W, O, OH, OW, pad_h, pad_w);
 }
 extern "C" __global__ void conv3x3_weight_8_strided(const scalar_t* x, const scalar_t* dy, scalar_t* parts, int N, int C,
-                                                    int H, int W, int O, int OH, int OW, int pad_h, int pad_w,
-                                                    int tiles_per_chunk) {
-    conv3x3_weight<8, 2>(x, dy, parts, N, C, H, W, O, OH, OW, pad_h, pad_w, tiles_per_chunk);
+                                                    int H, int W, int O, int OH, int OW, int pad_h, int pad_w) {
+    conv3x3_weight<8, 2>(x, dy, parts, N, C, H, W, O, OH, OW, pad_h, pad_w);
 }

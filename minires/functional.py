@@ -283,13 +283,11 @@ def _conv3x3_input_gradient(dy: Any, weight: Any, dx: Any, geometry: tuple) -> N
 def _conv3x3_weight_gradient(x: Any, dy: Any, d_weight: Any, geometry: tuple) -> None:
     (n, c, h, w), (_, o, oh, ow), (*_, stride, _, pad_h, pad_w) = x.shape, dy.shape, geometry
     width = 32 if ow > 16 and stride == 1 else 16 if ow > 8 else 8
-    tiles = n * -(-oh // (64 // width)) * -(-ow // width)
     pairs = -(-c // 16), -(-o // 16)
-    tiles_per_chunk = -(-tiles // max(512 // math.prod(pairs), 1))  # some 512 blocks: enough for a GPU
-    chunks = -(-tiles // tiles_per_chunk)
+    chunks = min(max(device.current().blocks_wanted // math.prod(pairs), 1), n * oh)
     parts = _empty((chunks, c, 9, o), dy)
     name = f"conv3x3_weight_{width}{'' if stride == 1 else '_strided'}"
-    device.launch(name, (*pairs, chunks), (18,), x, dy, parts, n, c, h, w, o, oh, ow, pad_h, pad_w, tiles_per_chunk)
+    device.launch(name, (*pairs, chunks), (18,), x, dy, parts, n, c, h, w, o, oh, ow, pad_h, pad_w)
     _launch_elements("conv3x3_weight_sum", c * 9 * o, parts, d_weight, chunks, c, o)
 
 

@@ -143,6 +143,7 @@ class CpuDevice:
     is_recording = False
     blocked = True  # see kernels/common.cuh
     reduction_threads = 32  # of a block that adds up many values
+    blocks_wanted = 64  # of a reduction that can be cut into any number: it is the same for any number of OS threads
     array_type = np.ndarray
 
     def __init__(self) -> None:

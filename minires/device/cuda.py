@@ -49,6 +49,7 @@ class CudaDevice:
     sanitizer = None
     is_recording = False  # nothing may then be brought from or to the host
     reduction_threads = 256  # of a block that adds up many values
+    blocks_wanted = 512  # of a reduction that can be cut into any number
 
     def __init__(self) -> None:
         self._cupy = _import_cupy()
