@@ -27,7 +27,7 @@ __device__ inline scalar_t block_sum(scalar_t v) {
 // Calls body(i, n) for runs of n neighbours i .. i + n - 1 that make up the elements of `planes` planes of P elements,
 // plane k of which begins at first + k * stride. A thread takes every blockDim.x-th run. The body is inlined twice: for
 // whole runs n is the constant RUN, so that a CPU's compiler makes vectors of its loop.
-constexpr int RUN = BLOCKED ? 16 : 1;
+constexpr int RUN = BLOCKED ? 64 : 1;
 template <class Body>
 __device__ inline void for_each_run(int planes, int P, long long first, long long stride, Body body) {
     const int runs = (P + RUN - 1) / RUN;
