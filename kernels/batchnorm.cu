@@ -141,6 +141,8 @@ extern "C" __global__ void batchnorm_backward(const scalar_t* __restrict__ x, co
 // register. Forward passes over memory fall from 4 to 2, with the residual from 7 to 3. Backward needs to know where
 // y > 0. Without a residual that is computed again from x, which has to be read anyway: 8 passes become 5. With one it
 // is read from y, and the gradient behind the ReLU, which is also the residual's, is stored once: 8 become 7.
+// Gained, forward and backward at 128 x 16 x 32 x 32 on 2 cores of a CPU, whose caches serve the passes that are saved:
+// 1.2 times the speed without a residual, none with one.
 
 // dy where z = y's value before the ReLU, or y itself, is positive. NaN lets it through, as in relu_backward. The
 // argument is loaded in any case: g++ makes no vectors of a load behind a condition.

@@ -44,7 +44,8 @@ extern "C" __global__ void bias_backward(const scalar_t* __restrict__ dy, scalar
 //
 // Launch: a block of 32 threads computes BO channels x 8 rows x BW columns of one image: grid (N * ceil(OH / 8) *
 // ceil(OW / BW), ceil(O / BO)). FLOPs: 18 C an element of y. Bytes: x is read once for each BO channels, 1 + halo times.
-// Limit: arithmetic. Gained, ResNet-20's layers on 2 cores of a CPU: see examples/benchmark.py.
+// Limit: arithmetic. Gained, forward and both gradients of ResNet-20's layers at batch 128 on 2 cores of a CPU: 3.8 to
+// 7.9 times the speed of im2col and GEMM with stride 1, 2.1 to 2.5 times with stride 2 (examples/benchmark.py).
 
 // packed[c, tap, o] = w[o, c, tap] or, for the gradient, packed[o, tap, c] = w[o, c, 8 - tap]: a block then reads the
 // weights of neighbouring channels from neighbouring addresses. Launch: one element a thread.
