@@ -281,7 +281,7 @@ def test_a_folder_that_cannot_be_written(offer, tmp_path):
 
 @pytest.mark.parametrize("number", [2, 9], ids=["SIGINT", "SIGKILL"])
 def test_interrupted(offer, server, tmp_path, number):
-    offer(BODY, {"cut": 4000, "stall": 0.4})
+    offer(BODY, {"cut": 4000, "stall": 60})  # until the process is gone
     process = fetch_in_a_process(tmp_path)
     while not server.requests:
         time.sleep(0.01)
