@@ -40,8 +40,8 @@ def download(url: str, path: Path, size: int, sha256: str) -> None:
             bar.write(f"{url}: {reason}; trying again in {wait:.0f} s", file=sys.stderr)
             time.sleep(wait)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    if _length(path) != size or digest != sha256:
-        length = _length(path)
+    length = _length(path)
+    if length != size or digest != sha256:
         path.unlink()
         raise DownloadError(
             f"what {url} sent, {length} bytes, has the SHA-256 {digest} instead of {sha256}: it was deleted"

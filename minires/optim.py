@@ -39,7 +39,7 @@ class SGD:
         self.momentum, self.weight_decay, self.nesterov = momentum, weight_decay, nesterov
         self._rates: dict[np.dtype, Any] = {}  # the rate on the device
         self.lr = lr
-        self._known_sizes: tuple[list[int], Any] = [], None
+        self._sizes: dict[tuple[int, ...], Any] = {}  # on the device; kept, since a recorded launch reads them
         self.velocities = [_zeros_like(p) if momentum else None for p in self.params]
 
     @property
@@ -67,7 +67,7 @@ class SGD:
 
     def load_state_dict(self, state: Mapping[str, np.ndarray]) -> None:
         """Set the velocities from what state_dict gave. Raises ValueError where names or shapes differ."""
-        shapes = {name: v.shape for name, v in self.state_dict().items()}
+        shapes = {f"velocity.{i}": v.shape for i, v in enumerate(self.velocities) if v is not None}
         if (given := {name: np.shape(v) for name, v in state.items()}) != shapes:
             different = sorted(k for k in shapes.keys() | given.keys() if shapes.get(k) != given.get(k))
             raise ValueError(f"SGD: the state does not fit these parameters, at {', '.join(different)}")
@@ -84,17 +84,13 @@ class SGD:
                 self._rates[dtype] = device.current().to_device(np.full(1, self._lr, dtype))
             weights, gradients = [self.params[i].data for i in chosen], [self.params[i].grad.data for i in chosen]
             velocities = [self.velocities[i] for i in chosen] if self.momentum else None
-            sizes = [math.prod(w.shape) for w in weights]
+            sizes = tuple(math.prod(w.shape) for w in weights)
+            if sizes not in self._sizes:
+                self._sizes[sizes] = device.current().to_device(np.array(sizes, np.int64))
             grid = len(chosen), min(-(-max(sizes) // 256), 256)
             numbers = self.momentum, self.weight_decay, self.nesterov
-            arrays = weights, gradients, velocities, self._sizes(sizes), self._rates[dtype]
+            arrays = weights, gradients, velocities, self._sizes[sizes], self._rates[dtype]
             device.launch("sgd_step", grid, (256,), *arrays, *numbers)
-
-    def _sizes(self, sizes: list[int]) -> Any:
-        """On the device; kept, since they are the same at each step."""
-        if self._known_sizes[0] != sizes:
-            self._known_sizes = sizes, device.current().to_device(np.array(sizes, np.int64))
-        return self._known_sizes[1]
 
 
 def _zeros_like(p: Tensor):
