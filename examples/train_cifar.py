@@ -214,9 +214,12 @@ class Run:
             raise mr.checkpoint.CheckpointError(f"{self.checkpoint} does not fit its own options: {error}") from None
         for leftover in self.out.glob(".*-*"):  # of a write that was killed
             leftover.unlink()
-        lines = "".join(json.dumps(record) + "\n" for record in self.progress.records)
-        mr.checkpoint.write_atomically(self.out / "metrics.jsonl", lines.encode())  # without what came after
+        self.write_metrics()  # without what came after the checkpoint
         self.saved = f"the last good checkpoint is {self.checkpoint}"
+
+    def write_metrics(self) -> None:
+        lines = "".join(json.dumps(record) + "\n" for record in self.progress.records)
+        mr.checkpoint.write_atomically(self.out / "metrics.jsonl", lines.encode())
 
     def diverged(self, what: str) -> str:
         where = f"epoch {self.progress.epoch + 1}, step {self.progress.step + 1}, learning rate {self.optimizer.lr:.3g}"
@@ -332,8 +335,7 @@ def finish_epoch(run: Run, tested: Mean, epochs: int, data_name: str) -> None:
         mr.checkpoint.save(path, run.net.state_dict(), metadata)
     run.progress = Progress(progress.epoch + 1, records=[*progress.records, record])
     run.save()
-    with (run.out / "metrics.jsonl").open("a") as file:
-        file.write(json.dumps(record) + "\n")
+    run.write_metrics()
     plot(run.progress.records, f"{title(options)}, {data_name}", run.out / "curves.png")
     print(
         f"epoch {record['epoch']}/{epochs}  train loss {learned.loss:.4f} accuracy {learned.accuracy:.2%}  "
