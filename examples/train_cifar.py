@@ -5,8 +5,9 @@
     python examples/train_cifar.py --dataset synthetic               the built-in images: no network needed
     python examples/train_cifar.py --resume runs/NAME                go on where a run was stopped
 
-Writes metrics.jsonl (one object an epoch), the weights best.safetensors and last.safetensors, curves.png (with
-matplotlib), and checkpoint.safetensors, from which --resume goes on: bit for bit as if the run had not been stopped.
+Writes metrics.jsonl (one object an epoch), the weights best.safetensors and last.safetensors,
+checkpoint.safetensors, from which --resume goes on, bit for bit as if the run had not been stopped, and with matplotlib
+curves.png, predictions.png (test images that are classified right, and wrong) and filters.png (the first layer's).
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pictures
+from evaluate import logits_of
 from tqdm import tqdm
 
 import minires as mr
@@ -314,7 +317,7 @@ def evaluate(run: Run, loader: mr.cifar.Loader, stop: StopRequest) -> Mean:
     return mean
 
 
-def finish_epoch(run: Run, tested: Mean, epochs: int, data_name: str) -> None:
+def finish_epoch(run: Run, tested: Mean, epochs: int, data: mr.cifar.Dataset) -> None:
     """Write the epoch down. What follows the checkpoint is written again from it when the run is resumed."""
     progress, learned, options = run.progress, run.progress.mean, run.options
     record = {
@@ -326,7 +329,7 @@ def finish_epoch(run: Run, tested: Mean, epochs: int, data_name: str) -> None:
         "test_accuracy": tested.accuracy,
         "seconds": round(progress.seconds, 3),
         "images_per_second": round(learned.images / progress.seconds, 1),
-        "dataset": data_name,
+        "dataset": data.name,
     }
     is_best = all(tested.accuracy > r["test_accuracy"] for r in progress.records)
     metadata = {key: str((options | record)[key]) for key in ("depth", "shortcut", "dataset", "epoch")}
@@ -336,11 +339,12 @@ def finish_epoch(run: Run, tested: Mean, epochs: int, data_name: str) -> None:
     run.progress = Progress(progress.epoch + 1, records=[*progress.records, record])
     run.save()
     run.write_metrics()
-    plot(run.progress.records, f"{title(options)}, {data_name}", run.out / "curves.png")
+    if pictures.can_draw():
+        draw(run, data)
     print(
         f"epoch {record['epoch']}/{epochs}  train loss {learned.loss:.4f} accuracy {learned.accuracy:.2%}  "
         f"test loss {tested.loss:.4f} accuracy {tested.accuracy:.2%}  {record['images_per_second']:.0f} images/s"
-        + ("" if data_name == "cifar10" else f"  ({data_name})"),
+        + ("" if data.name == "cifar10" else f"  ({data.name})"),
         flush=True,
     )
 
@@ -365,27 +369,12 @@ def output_folder(arguments: argparse.Namespace) -> Path:
     return out
 
 
-def plot(records: list[dict], title: str, path: Path) -> None:
-    try:
-        import matplotlib
-    except ImportError:
-        return
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained")
-    epochs = [r["epoch"] for r in records]
-    for part in ("train", "test"):
-        left.plot(epochs, [r[f"{part}_loss"] for r in records], ".-", label=part)
-        right.plot(epochs, [r[f"{part}_accuracy"] for r in records], ".-", label=part)
-    if records[0]["dataset"] == "cifar10":
-        right.axhline(0.9125, color="gray", linestyle=":", label="ResNet-20 in the paper")
-    left.set(xlabel="epoch", ylabel="loss")
-    right.set(xlabel="epoch", ylabel="accuracy")
-    right.legend()
-    figure.suptitle(title)
-    figure.savefig(path, dpi=120)
-    pyplot.close(figure)
+def draw(run: Run, data: mr.cifar.Dataset) -> None:
+    pictures.curves(run.progress.records, f"{title(run.options)}, {data.name}", run.out / "curves.png")
+    pictures.filters(run.net.conv1.weight.numpy(), run.out / "filters.png")
+    some = data.test.first(min(250, len(data.test.labels)))
+    predicted = logits_of(run.net, some).argmax(1)
+    pictures.predictions(some.images, some.labels, predicted, data.classes, run.out / "predictions.png")
 
 
 def main() -> None:
@@ -432,7 +421,7 @@ def main() -> None:
             run.save()
             print(f"stopped; to go on:  {shlex.join(['python', sys.argv[0], '--resume', str(run.out)])}")
             sys.exit(128 + stop.signal)
-        finish_epoch(run, tested, epochs, data.name)
+        finish_epoch(run, tested, epochs, data)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+
+import numpy as np
 
 from .functional import global_avg_pool2d, shortcut
 from .nn import BatchNorm2d, Conv2d, Linear, Module, Sequential
@@ -106,6 +108,21 @@ def resnet(depth: int, num_classes: int = 10, shortcut: str = "A") -> ResNet:
     if depth < 8 or depth % 6 != 2:
         raise ValueError(f"resnet: depth must be 6 n + 2 (8, 14, 20, 32, 44, 56, 110, ...), got {depth}")
     return ResNet(BasicBlock, [(depth - 2) // 6] * 3, num_classes, shortcut)
+
+
+def from_state_dict(state: Mapping[str, np.ndarray]) -> ResNet:
+    """The ResNet of BasicBlocks that these weights belong to, with them: its depth, classes and shortcuts follow.
+
+    `state` is what `Module.state_dict()` or PyTorch's gives, by name. Raises ValueError where it is of another network.
+    """
+    depth = 2 + 2 * len({tuple(name.split(".")[:2]) for name in state if name.startswith("layer")})
+    shortcut = "B" if any(".downsample." in name for name in state) else "A"
+    try:
+        net = resnet(depth, len(state["fc.weight"]), shortcut)
+        net.load_state_dict(state)
+    except (KeyError, ValueError) as error:
+        raise ValueError(f"from_state_dict: these are not the weights of a ResNet of BasicBlocks: {error}") from None
+    return net
 
 
 def resnet20(num_classes: int = 10, shortcut: str = "A") -> ResNet:
