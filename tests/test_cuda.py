@@ -13,9 +13,9 @@ nvrtc = pytest.importorskip("cupy.cuda", reason="NVRTC comes with CuPy: pip inst
 ARCHITECTURES = [75, 80, 86, 89, 90, 100, 120]
 
 
-def compile_kernels(architecture: int, dtype: np.dtype) -> str:
-    """The log of ptxas. Raises NVRTCError with the compiler's message."""
-    program = nvrtc.createProgram(expand_include(library_source()), "kernels.cu", (), ())
+def compile_source(code: str, architecture: int, dtype: np.dtype) -> str:
+    """The log of ptxas. The test fails with the compiler's message."""
+    program = nvrtc.createProgram(expand_include(code), "kernels.cu", (), ())
     options = (*nvrtc_options(dtype), f"--gpu-architecture=sm_{architecture}", "--ptxas-options=-v")
     try:
         nvrtc.compileProgram(program, options)
@@ -45,7 +45,7 @@ def resident_warps(architecture: int, registers: int, shared: int, warps: int) -
 def test_compiles(architecture, dtype, current_device):
     if current_device == "cuda":
         pytest.skip("once is enough: this does not depend on the current device")
-    found = KERNEL.findall(compile_kernels(architecture, dtype))
+    found = KERNEL.findall(compile_source(library_source(), architecture, dtype))
     assert len(found) == len(Signature.parse(library_source(), dtype)) > 50
     for name, stores, loads, registers, shared in found:
         blocked = bool(ONE_WARP.fullmatch(name))

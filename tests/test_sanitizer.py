@@ -54,6 +54,15 @@ BROKEN = {  # name: (source, threads, blocks, y, kind, what the message says)
         HEAD + "float* p = x[0] > 1e30f ? x : nullptr;\ny[0] = p[threadIdx.x];\n}",
         (1, 1, None, "mem", "a read far outside every array"),
     ),
+    "an index past the second of two shared arrays": (
+        HEAD
+        + "__shared__ float r[8], s[4][8];\nr[threadIdx.x] = x[threadIdx.x];\ny[0] = (&s[0][0])[32 + int(r[0])];\n}",
+        (1, 1, None, "mem", r"RawKernel:4, .*a read outside the array: shared array s\[32\], of 32 elements"),
+    ),
+    "an element changed past the end": (
+        HEAD + "y[threadIdx.x] += 1;\n}",
+        (65, 1, None, "mem", r"RawKernel:2, .*a read outside the array: y\[64\]"),
+    ),
     "an uninitialised read of shared memory": (
         HEAD + TILE + "if (t < 31) s[t] = x[t];\n__syncthreads();\ny[t] = s[t];\n}",
         (

@@ -35,6 +35,11 @@ def _tuning(is_clang: bool) -> list[str]:
     return flags
 
 
+def _user_flags() -> list[str]:
+    """Of MINIRES_CXXFLAGS, to debug a kernel. They come last, so that -O0 wins over -O2."""
+    return shlex.split(os.environ.get("MINIRES_CXXFLAGS", ""))
+
+
 def _compiler() -> list[str]:
     for command in filter(None, [os.environ.get("CXX"), "g++", "clang++"]):
         words = shlex.split(command)
@@ -80,10 +85,11 @@ def build(code: str, scalar: np.dtype, blocked: bool = True, sanitize: bool = Fa
     c_type = {"float32": "float", "float64": "double"}[scalar.name]
     flags = [*_FLAGS, f"-Dscalar_t={c_type}", f"-DBLOCKED={str(blocked).lower()}"]
     if sanitize:
-        unit = _SHARED.sub(r"MINIRES_SHARED(\1, \2, \3);", unit)
+        unit = _SHARED.sub(_shared_between_red_zones, unit)
         flags += _SANITIZE_FLAGS
     else:
         flags += _tuning(is_clang)
+    flags += _user_flags()
     runtime = [path.read_text() for path in sorted(_HEADER.parent.glob("*.[hc]*"))]
     key = hashlib.sha256("\0".join([unit, *runtime, *compiler, *flags, version, _processor()]).encode()).hexdigest()
     library = _cache_dir() / f"{key[:32]}.so"
@@ -92,9 +98,19 @@ def build(code: str, scalar: np.dtype, blocked: bool = True, sanitize: bool = Fa
     return library
 
 
-# An array of shared memory becomes one between red zones, and its name is kept: see sanitizer.h.
-_SHARED = re.compile(r"__shared__\s+(?:__align__\(\d+\)\s+)?((?:unsigned\s+)?\w+)\s+(\w+)((?:\[[^\]]+\])*)\s*;")
-_SANITIZE_FLAGS = ["-O1", "-g1", "-fsanitize=thread", "-DMINIRES_SANITIZE"]
+_SHARED = re.compile(
+    r"__shared__\s+(?:__align__\(\d+\)\s+)?(?P<type>(?:unsigned\s+)?\w+)\s+(?P<names>\w+(?:\[[^\]]+\]|[\s\w,])*);"
+)
+
+
+def _shared_between_red_zones(declaration: re.Match) -> str:
+    """Each array of shared memory that is declared becomes one between red zones, and keeps its name: sanitizer.h."""
+    arrays = re.findall(r"(\w+)\s*((?:\[[^\]]+\]\s*)*)(?:,|$)", declaration["names"].strip())
+    return " ".join(f"MINIRES_SHARED({declaration['type']}, {name}, {dims});" for name, dims in arrays)
+
+
+# Of DWARF 5, addr2line of binutils 2.40 gets a unit's first file wrong.
+_SANITIZE_FLAGS = ["-O1", "-g1", "-gdwarf-4", "-fsanitize=thread", "-DMINIRES_SANITIZE"]
 
 
 def _compile(compiler: list[str], flags: list[str], unit: str, library: Path, sanitize: bool) -> None:
@@ -107,7 +123,7 @@ def _compile(compiler: list[str], flags: list[str], unit: str, library: Path, sa
         steps = [[*flags, "-include", str(_HEADER), "-c", "-x", "c++", "-", "-o", kernels]]
         if sanitize:  # the runtime itself is not watched
             steps += [[*_FLAGS, "-O2", "-c", str(_HEADER.with_name("sanitizer.cpp")), "-o", runtime]]
-        steps += [[*_FLAGS, "-shared", kernels, *([runtime] if sanitize else []), "-o", linked]]
+        steps += [[*_FLAGS, *_user_flags(), "-shared", kernels, *([runtime] if sanitize else []), "-o", linked]]
         for step in steps:
             result = subprocess.run([*compiler, *step], input=unit, capture_output=True, text=True, check=False)
             if result.returncode:

@@ -1,0 +1,46 @@
+"""Lesson 5: the same training step in minires and in PyTorch. Needs PyTorch: pip install torch
+
+    python examples/lesson5_beside_pytorch.py
+
+The names are the same, so are the formulas, and so are the numbers, up to the rounding of float32: the sums are added
+up in another order.
+"""
+
+import numpy as np
+import torch
+from pytorch_weights import TorchResNet
+
+import minires as mr
+
+
+def main() -> None:
+    rng = np.random.default_rng(0)
+    images, labels = rng.standard_normal((16, 3, 32, 32)).astype(np.float32), rng.integers(0, 10, 16)
+
+    mr.manual_seed(0)
+    ours = mr.resnet.resnet20()
+    theirs = TorchResNet()
+    state = {name: torch.from_numpy(array) for name, array in ours.state_dict().items()}
+    theirs.load_state_dict(state, strict=False)  # PyTorch also counts batches, in num_batches_tracked
+
+    options = {"lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4, "nesterov": True}
+    our_optimizer = mr.optim.SGD(ours.parameters(), **options)
+    their_optimizer = torch.optim.SGD(theirs.parameters(), **options)
+
+    print(f"{'step':>4}{'minires loss':>15}{'PyTorch loss':>15}{'gradients differ by':>22}")
+    for step in range(1, 4):
+        our_loss = mr.functional.cross_entropy(ours(mr.Tensor(images)), labels)
+        their_loss = torch.nn.functional.cross_entropy(theirs(torch.from_numpy(images)), torch.from_numpy(labels))
+        for optimizer, loss in ((our_optimizer, our_loss), (their_optimizer, their_loss)):
+            optimizer.zero_grad()
+            loss.backward()
+        pairs = [(a.grad.numpy(), b.grad.numpy()) for a, b in zip(ours.parameters(), theirs.parameters(), strict=True)]
+        # Of one number: how far apart all gradients are, as vectors, against their length.
+        difference = np.sqrt(sum(((a - b) ** 2).sum() for a, b in pairs) / sum((b**2).sum() for _, b in pairs))
+        print(f"{step:4}{our_loss.item():15.6f}{their_loss.item():15.6f}{difference:22.1e}")
+        our_optimizer.step()
+        their_optimizer.step()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,93 @@
+"""The exercises of kernels/README.md: their answers pass, and unfinished or broken ones do not."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "examples"))
+from exercises import EXERCISES, check  # noqa: E402
+
+STUBS = (ROOT / "examples" / "exercises.cu").read_text()
+SOLUTIONS = (ROOT / "tests" / "exercise_solutions.cu").read_text()
+KERNEL = re.compile(r'extern "C" __global__ void (\w+)\(([^)]*)\)')
+
+BROKEN = {  # name: what is changed, and what the check says
+    "leaky_relu": (
+        "x[i] > 0 ? x[i] : slope * x[i]",
+        "max(x[i], 0.0f) + slope * min(x[i], 0.0f)",
+        r"element \(7,\): 0 instead of nan",
+    ),
+    "add_strided": ("i < n; i += gridDim.x * blockDim.x", "i < n; i += n", r"left c\[64\] of 1000 elements unwritten"),
+    "adam_step": ("m[i] / (1 - powf(beta1, step))", "m[i]", "argument 0"),
+    "max_pool2x2_backward": ("> window[best", ">= window[best", "instead of"),
+    "dropout": ("< p ? 0", "< p * 0.9f ? 0", "0 instead of|instead of 0"),
+    "im2col_dilated": ("ox + kx * dilation", "ox + kx", "instead of"),
+    "block_max": ("    __syncthreads();\n", "", "race"),
+    "log_softmax": ("expf(z[n * C + c] - largest)", "expf(z[n * C + c])", "instead of"),
+    "layer_norm": ("squares += (row[p] - mean) * (row[p] - mean)", "squares += row[p] * row[p] - mean * mean", "inst"),
+    "transpose": ("if (i0 + ty < H && j0 + tx < W) ", "", "outside the array"),
+    "depthwise3x3": ("    __syncthreads();\n", "", "race"),
+}
+
+
+@pytest.fixture(autouse=True)
+def only_once(current_device):
+    if current_device != "cpu":
+        pytest.skip("the exercises are checked on the CPU device")
+
+
+def body_of(name: str) -> str:
+    """A solution by itself, with what stands above it."""
+    begin = SOLUTIONS.index(f"void {name}(")
+    return SOLUTIONS[: SOLUTIONS.index("\n}\n", begin) + 3]
+
+
+def test_every_exercise_has_a_stub_and_a_solution():
+    assert KERNEL.findall(STUBS) == KERNEL.findall(SOLUTIONS)
+    assert [name for name, _ in KERNEL.findall(STUBS)] == list(EXERCISES) == list(BROKEN)
+
+
+@pytest.mark.parametrize("name", EXERCISES)
+def test_a_solution_is_right_and_a_broken_one_is_not(name):
+    assert check(SOLUTIONS, name) is None
+    old, new, words = BROKEN[name]
+    solution = body_of(name)
+    assert old in solution
+    head, _, tail = solution.rpartition(old)
+    assert re.search(words, check(head + new + tail, name))
+
+
+@pytest.mark.parametrize("name", EXERCISES)
+def test_an_unwritten_answer_is_not_right(name):
+    assert check(STUBS, name) is not None
+
+
+def test_shared_memory_is_asked_for():
+    code = 'extern "C" __global__ void transpose(const float* x, float* y, int H, int W) {\n'
+    code += "const int i = blockIdx.y * 16 + threadIdx.y, j = blockIdx.x * 16 + threadIdx.x;\n"
+    code += "if (i < H && j < W) y[j * H + i] = x[i * W + j];\n}\n"
+    assert "it was to be computed in shared memory" in check(code, "transpose")
+
+
+def run(*arguments):
+    command = [sys.executable, str(ROOT / "examples" / "exercises.py"), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_as_a_reader_uses_it(tmp_path):
+    mine = tmp_path / "mine.cu"
+    mine.write_text(STUBS.replace("float slope, int n) {\n", "float slope, int n) {\n    y[0] = oops;\n"))
+    result = run(str(mine), "leaky_relu")
+    assert result.returncode == 1
+    assert "not yet: " in result.stdout and "oops" in result.stdout
+    mine.write_text(SOLUTIONS)
+    result = run(str(mine), "leaky_relu", "dropout")
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert result.stdout.count("right") == 2
+    assert "there is no exercise 'relu'" in run(str(mine), "relu").stderr
+    missing = run("missing.cu")
+    assert missing.returncode == 1 and missing.stderr.startswith("error: ") and "Traceback" not in missing.stderr
