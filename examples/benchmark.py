@@ -1,7 +1,7 @@
 """How fast: each kernel at ResNet-20's shapes, and whole training steps beside PyTorch.
 
     python examples/benchmark.py                      on the current device, beside PyTorch where it is installed
-    python examples/benchmark.py --out results/mine   also writes report.md, report.json and kernels.png
+    python examples/benchmark.py --out results/mine   also writes report.md, report.json, kernels.png and roofline.png
 
 Times are medians of runs that take turns, so that a change of the machine's speed meets all alike. The roofline, a copy
 for GB/s and multiply-adds for GFLOP/s, is measured in the same run, by kernels: on a CPU it is what its compiler makes
@@ -117,6 +117,74 @@ def other_kernels(batch: int) -> list[dict]:
     return sorted(rows, key=lambda row: -row["ms"])
 
 
+def kernels_of_the_tour(batch: int) -> tuple[list[Callable[[], None]], dict[str, int]]:
+    """Runs of the kernels that kernels/README.md presents, at sizes of ResNet-20, and their FLOPs a launch."""
+    rng, functional = np.random.default_rng(0), mr.functional
+
+    def tensor(*shape: int, grad: bool = True) -> mr.Tensor:
+        return mr.Tensor(rng.standard_normal(shape).astype(np.float32), requires_grad=grad)
+
+    x, w, dy = tensor(batch, 16, 32, 32), tensor(16, 16, 3, 3), tensor(batch, 16, 32, 32, grad=False)
+    last, norm, logits = tensor(batch, 64, 8, 8), mr.nn.BatchNorm2d(16), tensor(batch, 10)
+    pooled_dy, labels = tensor(batch, 64, 1, 1, grad=False), rng.integers(0, 10, batch)
+    parameters = mr.resnet.resnet20().parameters()
+    for p in parameters:
+        p.grad = p.detach()
+    optimizer = mr.optim.SGD(parameters, 0.1, momentum=0.9, weight_decay=1e-4)
+    images = mr.cifar.synthetic(batch, 1).train
+    a, b, c = (tensor(*shape, grad=False).data for shape in ((16, 144), (batch, 144, 1024), (batch, 16, 1024)))
+    tiled = (1024 // 16, 1, batch), (16, 16), a, b, c, 16, 1024, 144, 0, 144 * 1024, 16 * 1024, batch
+    runs = [
+        lambda: functional.relu(x).backward(dy),
+        lambda: functional.add(x, x).backward(dy),
+        optimizer.step,
+        lambda: functional.avg_pool2d(last, 8).backward(pooled_dy),
+        lambda: next(iter(mr.cifar.Loader(images, batch, train=True))),
+        lambda: norm(x).backward(dy),
+        lambda: norm.relu(x).backward(dy),
+        lambda: functional.cross_entropy(logits, labels).backward(),
+        lambda: functional.conv2d(x, w, None, 1, 1, "im2col").backward(dy),
+        lambda: mr.device.launch("gemm_nn_tiled", *tiled),
+        lambda: functional.conv2d(x, w, None, 1, 1).backward(dy),
+    ]
+    n, convolution = batch * 16 * 32 * 32, 2 * batch * 16 * 16 * 9 * 32 * 32
+    element = {"relu_forward": 1, "relu_backward": 1, "add_forward": 1, "im2col": 0, "col2im": 9}
+    element |= {"batchnorm_chunk_statistics": 4, "batchnorm_forward": 3, "batchnorm_relu_forward": 4}
+    element |= {"batchnorm_backward_chunk_sums": 4, "batchnorm_backward": 5}
+    flops = {name: k * n for name, k in element.items()}
+    flops |= {"sgd_step": 6 * 269_722, "avgpool_forward": batch * 64 * 64, "avgpool_backward": batch * 64 * 64}
+    flops |= {"augment": 3 * batch * 3 * 32 * 32, "cross_entropy_forward": 6 * 10 * batch}
+    products = ["gemm_nn_tiled"] + [f"gemm_{kind}_16x256" for kind in ("nn", "tn", "nt")]
+    return runs, flops | dict.fromkeys([*products, "conv3x3_16x32", "conv3x3_weight_32"], convolution)
+
+
+def places_on_the_roofline(batch: int, repeats: int, peak: dict[str, float]) -> list[dict]:
+    """Where each kernel stands: the time that its bytes or FLOPs need at the least, against the time that it took."""
+    runs, flops = kernels_of_the_tour(batch)
+    for run in runs:
+        run()
+    with mr.profile() as profile:
+        for run in runs * repeats:
+            run()
+    rows = []
+    for name, count in flops.items():
+        k = profile.kernels[name]
+        seconds_each, bytes_each = k.seconds / k.launches, k.bytes / k.launches
+        memory, arithmetic = bytes_each / peak["gb_per_s"] / 1e9, count / peak["gflop_per_s"] / 1e9
+        rows.append(
+            {
+                "kernel": name,
+                "ms": seconds_each * 1e3,
+                "flop_per_byte": count / bytes_each,
+                "gb_per_s": bytes_each / seconds_each / 1e9,
+                "gflop_per_s": count / seconds_each / 1e9,
+                "limit": "memory" if memory > arithmetic else "arithmetic",
+                "of_roof": f"{max(memory, arithmetic) / seconds_each:.0%}",
+            }
+        )
+    return rows
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Whole steps: functions that train, or evaluate, on one batch
 
@@ -224,22 +292,37 @@ def table(rows: list[dict]) -> str:
     return "\n".join(f"| {line} |" for line in lines + [" | ".join(map(cell, row.values())) for row in rows])
 
 
-def plot(report: dict, path: Path) -> None:
-    if not importlib.util.find_spec("matplotlib"):
-        return
+def pyplot():
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
+    return pyplot
+
+
+def plot_convolutions(report: dict, path: Path) -> None:
     rows = report["convolutions"]
-    figure, axes = pyplot.subplots(figsize=(9, 3.5), layout="constrained")
+    figure, axes = pyplot().subplots(figsize=(9, 3.5), layout="constrained")
     places = np.arange(len(rows))
     axes.barh(places - 0.2, [r["readable_ms"] for r in rows], 0.4, label="readable: im2col and GEMM")
     axes.barh(places + 0.2, [r["fast_ms"] for r in rows], 0.4, label="fast: without the columns")
     axes.set(yticks=places, yticklabels=[r["layer"] for r in rows], xlabel="ms, forward and both gradients")
     axes.invert_yaxis()
     axes.legend()
+    figure.savefig(path, dpi=120)
+
+
+def plot_roofline(report: dict, path: Path) -> None:
+    figure, axes = pyplot().subplots(figsize=(9, 6), layout="constrained")
+    peak, rows = report["roofline"], [row for row in report["places"] if row["flop_per_byte"]]
+    intensity = np.geomspace(0.02, 200, 200)
+    axes.loglog(intensity, np.minimum(intensity * peak["gb_per_s"], peak["gflop_per_s"]), color="black")
+    for row in rows:
+        axes.plot(row["flop_per_byte"], row["gflop_per_s"], "o", color="tab:blue")
+        place = row["flop_per_byte"], row["gflop_per_s"]
+        axes.annotate(row["kernel"], place, xytext=(5, -3), textcoords="offset points", fontsize=7)
+    axes.set(xlabel="FLOP a byte", ylabel="GFLOP/s", title=f"Roofline, {report['device']}")
     figure.savefig(path, dpi=120)
 
 
@@ -274,6 +357,7 @@ def main() -> None:
     report: dict = {"device": mr.describe_device(), "versions": versions(), "cores": os.cpu_count()}
     report["roofline"] = roofline(arguments.repeats)
     report["convolutions"] = convolution_kernels(first, arguments.repeats)
+    report["places"] = places_on_the_roofline(first, arguments.repeats, report["roofline"])
     report["kernels"] = other_kernels(first)
     report["peak_memory_gb"] = peak_memory_gb()
     report["steps"] = [
@@ -301,6 +385,12 @@ def main() -> None:
 
 {table(report["convolutions"])}
 
+## Places on the roofline at batch {first}
+
+Bytes are those of the arrays that a kernel is given, each counted once.
+
+{table(report["places"])}
+
 ## Kernels of one training step at batch {first}
 
 {table(report["kernels"])}
@@ -311,7 +401,9 @@ def main() -> None:
         out.mkdir(parents=True, exist_ok=True)
         (out / "report.md").write_text(text)
         (out / "report.json").write_text(json.dumps(report, indent=1))
-        plot(report, out / "kernels.png")
+        if importlib.util.find_spec("matplotlib"):
+            plot_convolutions(report, out / "kernels.png")
+            plot_roofline(report, out / "roofline.png")
 
 
 if __name__ == "__main__":

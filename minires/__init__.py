@@ -7,6 +7,12 @@
     mr.optim.SGD(net.parameters(), lr=0.1, momentum=0.9).step()
 
 Names are PyTorch's. The kernels run on an NVIDIA GPU or, compiled by a C++ compiler, on the CPU: see set_device.
+
+    Tensor, no_grad, functional      arrays with gradients, and the differentiable operations
+    nn, resnet, optim                layers, ResNets, SGD and schedules of its learning rate
+    cifar, checkpoint                CIFAR-10 as batches on the device; safetensors files
+    gradcheck, sanitize, profile     are the gradients right, are the kernels sound, where does the time go
+    graph, RawKernel                 a training step as one CUDA graph; a kernel of your own
 """
 
 from . import checkpoint, cifar, functional, nn, optim, resnet

@@ -407,7 +407,8 @@ def batch_norm_relu(
 ) -> Tensor:
     """relu(batch_norm(x, ...)) or relu(batch_norm(x, ...) + residual), fused: fewer passes over memory.
 
-    residual has the shape and dtype of x; the rest, and the errors, are those of batch_norm.
+    x is (N, C, H, W), residual too, and so is the result; the rest is as in batch_norm. Raises ValueError or TypeError
+    where shapes or dtypes do not fit.
     """
     _check_tensors("batch_norm_relu", x=x, residual=residual)
     _check_shape("batch_norm_relu", "residual", residual, x.shape, "of x")
@@ -434,7 +435,10 @@ def batch_norm_relu(
 
 
 def relu(x: Tensor) -> Tensor:
-    """max(x, 0) for x of any shape; NaN stays NaN. The gradient at 0 is 0. Formula: torch.nn.functional.relu."""
+    """max(x, 0) for x of any shape; NaN stays NaN. The gradient at 0 is 0.
+
+    Raises ValueError where x is empty, TypeError where it is no tensor. Formula: torch.nn.functional.relu.
+    """
     _check_tensors("relu", x=x)
     n = math.prod(x.shape)
     _check_not_empty("relu", x)
@@ -515,7 +519,7 @@ def avg_pool2d(
 
 
 def global_avg_pool2d(x: Tensor) -> Tensor:
-    """The mean of each channel of each image: (N, C, H, W) to (N, C)."""
+    """The mean of each channel of each image: (N, C, H, W) to (N, C). Raises ValueError for another shape."""
     _check_tensors("global_avg_pool2d", x=x)
     _check_rank("global_avg_pool2d", "x", x, "N, C, H, W")
     return avg_pool2d(x, x.shape[2:]).reshape(x.shape[:2])
@@ -550,8 +554,9 @@ def cross_entropy(logits: Tensor, target: Any, label_smoothing: float = 0.0) -> 
 
 
 def count_correct(logits: Tensor, target: Any) -> Any:
-    """How many rows of logits (N, C) are largest at their target (N,), the first of equal ones. Errors as above.
+    """How many rows of logits (N, C) are largest at their target (N,), the first of equal ones.
 
+    Raises ValueError or TypeError as cross_entropy.
     The result is an int32 device array of shape (), so that a GPU need not be waited for: int() brings it to the host.
     """
     _check_tensors("count_correct", logits=logits)

@@ -36,6 +36,7 @@ class Module:
         return self.forward(x)
 
     def forward(self, x: Tensor) -> Tensor:
+        """The result for x, with x's dtype; calling the module calls this."""
         raise NotImplementedError(f"{type(self).__name__} has no forward")
 
     def children(self) -> Iterator[tuple[str, Module]]:

@@ -130,9 +130,10 @@ class MultiStepLR(Schedule):
 
 
 class StepLR(Schedule):
-    """The rate times `gamma` after every `step_size` steps."""
+    """The rate times `gamma` after every `step_size` steps. Raises ValueError where that is below 1."""
 
     def __init__(self, optimizer: SGD, step_size: int, gamma: float = 0.1) -> None:
+        _check_steps("StepLR", "step_size", step_size)
         self.step_size, self.gamma = step_size, gamma
         super().__init__(optimizer)
 
@@ -141,9 +142,10 @@ class StepLR(Schedule):
 
 
 class CosineAnnealingLR(Schedule):
-    """From the rate down to `eta_min` along half a cosine in `T_max` steps."""
+    """From the rate down to `eta_min` along half a cosine in `T_max` steps. Raises ValueError where that is below 1."""
 
     def __init__(self, optimizer: SGD, T_max: int, eta_min: float = 0.0) -> None:
+        _check_steps("CosineAnnealingLR", "T_max", T_max)
         self.T_max, self.eta_min = T_max, eta_min
         super().__init__(optimizer)
 
@@ -167,8 +169,7 @@ class OneCycleLR(Schedule):
         div_factor: float = 25.0,
         final_div_factor: float = 1e4,
     ) -> None:
-        if total_steps < 1:
-            raise ValueError(f"OneCycleLR: total_steps must be at least 1, got {total_steps}")
+        _check_steps("OneCycleLR", "total_steps", total_steps)
         self.max_lr, self.total_steps, self.pct_start = max_lr, total_steps, pct_start
         self.initial_lr = max_lr / div_factor
         self.final_lr = self.initial_lr / final_div_factor
@@ -181,6 +182,11 @@ class OneCycleLR(Schedule):
         if step <= peak:
             return _cosine(self.initial_lr, self.max_lr, step / peak if peak > 0 else 1.0)
         return _cosine(self.max_lr, self.final_lr, min((step - peak) / max(last - peak, 1e-9), 1.0))
+
+
+def _check_steps(schedule: str, name: str, steps: int) -> None:
+    if steps < 1:
+        raise ValueError(f"{schedule}: {name} must be at least 1, got {steps}")
 
 
 def _cosine(start: float, end: float, share: float) -> float:

@@ -4,9 +4,9 @@
     python tests/gpu_check.py --only sanitizer --out DIR               NVIDIA's compute-sanitizer alone
 
 In order, each part under a time limit of its own: the machine; the whole test suite on the GPU; compute-sanitizer
-(memcheck, racecheck, initcheck, synccheck) over the kernels' tests; the benchmark beside PyTorch; the `fast` recipe on
-real CIFAR-10 from DIR; and the `paper` recipe, with one seed after another while time is left. Writes report.md and
-report.json to --out after every part, so that a run that is cut off keeps what it had.
+(memcheck, racecheck, initcheck, synccheck) over the kernels' tests; the benchmark beside PyTorch, and the GEMM ladder;
+the `fast` recipe on real CIFAR-10 from DIR; and the `paper` recipe, with one seed after another while time is left.
+Writes report.md and report.json to --out after every part, so that a run that is cut off keeps what it had.
 """
 
 from __future__ import annotations
@@ -22,6 +22,9 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+import minires as mr  # noqa: E402
+
 TESTS = ROOT / "tests"
 KERNEL_TESTS = [str(TESTS / f"test_{p.stem}.py") for p in sorted((ROOT / "kernels").glob("*.cu"))]
 LIMITS = {
@@ -84,8 +87,10 @@ def sanitizer(arguments: argparse.Namespace) -> list[dict]:
 
 
 def benchmark(arguments: argparse.Namespace) -> list[dict]:
-    script, out = str(ROOT / "examples" / "benchmark.py"), str(Path(arguments.out) / "benchmark")
-    return [run([sys.executable, script, "--device", "cuda", "--out", out], arguments.limit())]
+    examples, out = ROOT / "examples", str(Path(arguments.out) / "benchmark")
+    steps = [sys.executable, str(examples / "benchmark.py"), "--device", "cuda", "--out", out]
+    ladder = [sys.executable, str(examples / "gemm_ladder.py"), "--size", "4096"]
+    return [run(steps, arguments.limit()), run(ladder, arguments.limit())]
 
 
 def train(arguments: argparse.Namespace, recipe: str, seed: int = 0) -> dict:
@@ -145,6 +150,10 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=9, help="for all parts together; their limits grow with it")
     arguments = parser.parse_args()
     arguments.data_dir = str(Path(arguments.data_dir).resolve())
+    try:
+        mr.set_device("cuda")
+    except mr.DeviceError as error:
+        sys.exit(f"error: {error}")
     out = Path(arguments.out)
     out.mkdir(parents=True, exist_ok=True)
     end = time.monotonic() + 60 * arguments.minutes

@@ -1,0 +1,185 @@
+"""README.md and kernels/README.md: every command runs, every link resolves, every public name is documented."""
+
+import inspect
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from test_debugging import DEBUGGING
+
+import minires as mr
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCUMENTS = ["README.md", "kernels/README.md"]
+SMALL = "--train-size 256 --test-size 100"
+ONE_EPOCH = f"{SMALL} --epochs 1"
+
+BY_CI = ".ci/run"
+PLAN = {  # what runs a command, or what is added to it to make it short; all others run as they stand
+    "python3 -m venv .venv && .venv/bin/pip install -e '.[plot]' && .venv/bin/python examples/train_cifar.py": BY_CI,
+    "python3 -m venv .venv && .venv/bin/pip install -e '.[test]' && .venv/bin/pytest": BY_CI,
+    "python3 -m venv .venv && .venv/bin/pip install -e '.[plot]' && "
+    ".venv/bin/python examples/classify.py examples/results/cat.jpg": BY_CI,
+    ". .venv/bin/activate": BY_CI,
+    "python examples/train_cifar.py --epochs 1 --out runs/mine": SMALL,
+    "python examples/train_cifar.py --device cpu --epochs 20": ONE_EPOCH,
+    "python examples/train_cifar.py --device cpu --epochs 3": ONE_EPOCH,
+    "python examples/train_cifar.py --device cpu --epochs 5 --train-size 10000": ONE_EPOCH,
+    "python examples/train_cifar.py --profile": ONE_EPOCH,
+    "python examples/benchmark.py": "--batch-sizes 2 --repeats 1",
+    "python examples/gemm_ladder.py": "--size 64 --repeats 1",
+    "python tests/mutate.py": "--only relu --operator bounds",
+    "pytest tests/test_properties.py --hypothesis-profile=long": "-n 0 -k relu",
+}
+ENDS_OTHERWISE = {  # the exit status, and what is printed
+    "python examples/exercises.py mine.cu leaky_relu": (1, r"leaky_relu +not yet: "),  # the body is still empty
+    "python tests/gpu_check.py --only sanitizer --out report": (1, "error: the cuda device cannot be used: "),
+    "python tests/gpu_check.py --out report": (1, "error: the cuda device cannot be used: "),
+}
+PRINTS = {
+    "python examples/classify.py --weights runs/mine/best.safetensors examples/results/cat.jpg": r"cat.jpg:  \w+ \d",
+    "python examples/evaluate.py runs/mine/best.safetensors": r"accuracy \d+\.\d+%\n\nclass ",
+    "python examples/evaluate.py": r"10,000 test images of cifar10\naccuracy 8[789]",
+    "python examples/train_cifar.py --resume runs/mine --epochs 2": "resumed  in epoch 2",
+}
+
+
+def commands(document: str) -> list[str]:
+    """What stands in indented blocks or between backquotes and begins as a command does, in its order, each once."""
+    text = (ROOT / document).read_text()
+    pieces = re.findall(r"^    (.+)$|`([^`\n]+)`", text, re.MULTILINE)
+    begins = re.compile(r"(?:[A-Z_]+=\S+ )*(?:\S*python3?|\S*pytest|MINIRES_\S+|cp|wc|\.) .*/")
+    found = [block or inline for block, inline in pieces]
+    return list(dict.fromkeys(command for command in found if begins.match(command)))
+
+
+def test_the_plan_is_about_these_documents():
+    found = [command for document in DOCUMENTS for command in commands(document)]
+    assert len(found) > 25
+    assert not (PLAN.keys() | ENDS_OTHERWISE.keys() | PRINTS.keys()) - set(found)
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory):
+    """What a clone of the repository holds."""
+    folder = tmp_path_factory.mktemp("clone") / "minires"
+    private = shutil.ignore_patterns(".git", ".venv", "runs", "data", "build", "__pycache__", ".*_cache", ".hypothesis")
+    shutil.copytree(ROOT, folder, ignore=private)
+    (folder / ".venv" / "bin").mkdir(parents=True)
+    return folder
+
+
+def run(command: str, folder: Path, **more: str) -> subprocess.CompletedProcess:
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = os.environ | {"PATH": path, "PYTHONPATH": str(folder), "MINIRES_DEVICE": mr.get_device()}
+    environment |= {"MINIRES_CIFAR10_URL": "http://127.0.0.1:9/", "MINIRES_DATA": "data"} | more
+    bash = ["bash", "-c", command]
+    return subprocess.run(bash, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_the_commands_run_in_order(document, clone, current_device):
+    if current_device == "cuda":
+        pytest.skip("once is enough, on the CPU: a check of the GPU within a check of the GPU would take long")
+    for command in commands(document):
+        how = PLAN.get(command, "")
+        if how == BY_CI or command in DEBUGGING:
+            continue
+        data = {}
+        if command == "python examples/evaluate.py":
+            if not os.environ.get("MINIRES_DATA"):
+                continue  # it needs CIFAR-10
+            data["MINIRES_DATA"] = str(Path(os.environ["MINIRES_DATA"]).resolve())
+        result = run(f"{command} {how}", clone, **data)
+        status, words = ENDS_OTHERWISE.get(command, (0, PRINTS.get(command, "")))
+        assert result.returncode == status, f"{command}\n{result.stdout}{result.stderr}"
+        assert re.search(words, result.stdout + result.stderr), f"{command}\n{result.stdout}{result.stderr}"
+
+
+def test_ci_runs_the_commands_that_make_an_environment():
+    script = (ROOT / ".ci" / "run").read_text()
+    for command in (command for command, how in PLAN.items() if how == BY_CI):
+        assert command in script, f".ci/run lacks: {command}"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Links
+
+
+def anchors(document: Path) -> set[str]:
+    """The anchors of a document's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.+)$", document.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_links_resolve(document):
+    path = ROOT / document
+    links = re.findall(r"\]\(([^)]+)\)", path.read_text())
+    assert len(links) > 15
+    for link in links:
+        if link.startswith("https://"):
+            continue
+        name, _, anchor = link.partition("#")
+        target = (path.parent / name).resolve() if name else path
+        assert target.exists() and target.is_relative_to(ROOT), link
+        assert not anchor or anchor in anchors(target), link
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_files_that_are_named_exist(document):
+    for name in re.findall(r"`((?:examples|tests|minires|kernels)/[\w./-]+)`", (ROOT / document).read_text()):
+        assert (ROOT / name).exists(), name
+
+
+def test_every_kernel_has_its_stop_on_the_tour():
+    tour = (ROOT / "kernels" / "README.md").read_text()
+    for path in (ROOT / "kernels").glob("*.cu*"):
+        assert f"[`{path.name}`]({path.name})" in tour
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Docstrings
+
+
+def public_objects():
+    modules = [mr, mr.checkpoint, mr.cifar, mr.device, mr.functional, mr.nn, mr.optim, mr.resnet]
+    for module in modules:
+        yield module.__name__, module
+        for name, value in vars(module).items():
+            if name not in getattr(module, "__all__", vars(module)):
+                continue
+            ours = getattr(value, "__module__", "").startswith("minires")
+            if name.startswith("_") or not (inspect.isclass(value) or inspect.isfunction(value)) or not ours:
+                continue
+            yield f"{module.__name__}.{name}", value
+            if inspect.isclass(value):
+                for method, function in vars(value).items():
+                    if inspect.isfunction(function) and not method.startswith("_"):
+                        yield f"{module.__name__}.{name}.{method}", function
+
+
+def test_every_public_name_has_a_docstring():
+    objects = dict(public_objects())
+    assert len(objects) > 60
+    lacking = [name for name, value in objects.items() if not inspect.getdoc(value)]
+    assert not lacking
+    for name, value in vars(mr.functional).items():
+        if name in mr.functional.__all__:
+            doc = inspect.getdoc(value)
+            assert "Raises" in doc and re.search(r"shape|\(N", doc), f"{name} does not state shapes or errors"
+            assert value.__annotations__.keys() == inspect.signature(value).parameters.keys() | {"return"}, name
+
+
+def test_help_reads_well():
+    result = subprocess.run(
+        [sys.executable, "-c", "help('minires')"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert "minires: a small deep-learning library whose every floating-point operation is a CUDA" in result.stdout
+    for name in mr.__all__:
+        if inspect.isclass(getattr(mr, name)) or inspect.isfunction(getattr(mr, name)):
+            assert re.search(rf"(class |^    ){name}\b", result.stdout, re.MULTILINE), name
