@@ -38,3 +38,7 @@ def test_one_cycle_ends():
         schedule.step()
     with pytest.raises(ValueError, match="total_steps must be at least 1"):
         mr.optim.OneCycleLR(optimizer, 0.4, 0)
+    with pytest.raises(ValueError, match="StepLR: step_size must be at least 1, got 0"):
+        mr.optim.StepLR(optimizer, 0)
+    with pytest.raises(ValueError, match="CosineAnnealingLR: T_max must be at least 1, got 0"):
+        mr.optim.CosineAnnealingLR(optimizer, 0)

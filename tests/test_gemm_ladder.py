@@ -1,0 +1,48 @@
+"""The steps of the GEMM ladder against float64 NumPy, and under the sanitizer; its table."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_cuda import ARCHITECTURES, KERNEL, compile_source
+
+import minires as mr
+
+EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
+sys.path.insert(0, str(EXAMPLES))
+from gemm_ladder import SOURCE, STEPS, multiply  # noqa: E402
+
+
+@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("shape", [(64, 64, 64), (65, 97, 33), (1, 1, 1), (40, 68, 36), (130, 3, 71)], ids=str)
+def test_step_of_the_ladder(step, shape, rng):
+    m, n, k = shape
+    a, b = (rng.standard_normal(s).astype(np.float32) for s in ((m, k), (k, n)))
+    now = mr.device.current()
+    arrays = [now.to_device(a), now.to_device(b), now.empty((m, n), np.float32)]
+    multiply(step, *arrays)
+    np.testing.assert_allclose(now.to_host(arrays[2]), a.astype(float) @ b, atol=1e-5 * k)
+    if now.name == "cpu":
+        with mr.sanitize():
+            arrays = [now.to_device(a), now.to_device(b), now.empty((m, n), np.float32)]
+            multiply(step, *arrays)
+            assert np.isfinite(now.to_host(arrays[2])).all()
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_the_ladder_compiles_without_spills(architecture, current_device):
+    if current_device == "cuda":
+        pytest.skip("once is enough: this does not depend on the current device")
+    found = KERNEL.findall(compile_source(SOURCE.read_text(), architecture, np.dtype(np.float32)))
+    assert sorted(name for name, *_ in found) == sorted(STEPS)
+    assert all((stores, loads) == ("0", "0") for _, stores, loads, *_ in found)
+
+
+def test_the_table_of_the_ladder(current_device):
+    command = [sys.executable, str(EXAMPLES / "gemm_ladder.py"), "--size", "70", "--repeats", "1"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert re.findall(r"^\| (gemm_\w+) \| [\d.]+ \|", result.stdout, re.MULTILINE) == list(STEPS)
