@@ -123,3 +123,31 @@ def test_no_arithmetic_outside_the_kernels(monkeypatch, current_device):
     assert net.conv1.weight.numpy().tobytes() != before
     with pytest.raises(AssertionError, match="NumPy's add"):
         x.data + x.data
+
+
+@pytest.mark.parametrize(("depth", "classes", "shortcut"), [(8, 10, "A"), (14, 7, "B"), (20, 10, "B")])
+def test_a_network_follows_from_its_weights(depth, classes, shortcut, rng):
+    net = mr.resnet.resnet(depth, classes, shortcut)
+    state = net.state_dict() | {"bn1.num_batches_tracked": np.array(3)}  # as from PyTorch
+    again = mr.resnet.from_state_dict(state)
+    assert [name for name, _ in again.named_parameters()] == [name for name, _ in net.named_parameters()]
+    x = mr.Tensor(rng.standard_normal((2, 3, 8, 8)).astype(np.float32))
+    assert (again.eval()(x).numpy() == net.eval()(x).numpy()).all()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda state: state.pop("fc.weight"),
+        lambda state: state.pop("conv1.weight"),
+        lambda state: state.update({"layer1.0.conv3.weight": np.zeros(3)}),
+        lambda state: state.update({"layer4.0.conv1.weight": np.zeros(3)}),
+        lambda state: state.update({"conv1.weight": np.zeros((16, 1, 3, 3))}),
+        lambda state: state.clear(),
+    ],
+)
+def test_weights_of_another_network_are_refused(change):
+    state = mr.resnet.resnet(8).state_dict()
+    change(state)
+    with pytest.raises(ValueError, match="not the weights of a ResNet of BasicBlocks"):
+        mr.resnet.from_state_dict(state)

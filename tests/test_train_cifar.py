@@ -35,7 +35,8 @@ def test_auto_falls_back_loudly_and_writes_everything(tmp_path):
         assert all(isinstance(record[key], float) for key in keys)
         assert 0 <= record["test_accuracy"] <= 1
         assert record["dataset"] == "synthetic"
-    assert (out / "curves.png").read_bytes().startswith(b"\x89PNG")
+    for picture in ("curves", "predictions", "filters"):
+        assert (out / f"{picture}.png").read_bytes().startswith(b"\x89PNG")
 
     state, metadata = mr.checkpoint.load(out / "last.safetensors")
     assert metadata == {"depth": "8", "shortcut": "A", "dataset": "synthetic", "epoch": "2"}
