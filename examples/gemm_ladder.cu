@@ -7,7 +7,7 @@
 
 // ---------------------------------------------------------------------------------------------------------------
 // 1. Naive. One element of C a thread; neighbours in x are neighbours in a column. Two loads for one multiplication,
-// and at each k the 32 threads of a warp read 32 different rows of A: 32 memory transactions for what could be one.
+// and at each k a warp reads from 16 rows of A: 16 memory transactions, each of which brings far more than is used.
 // Launch: grid (ceil(M / 16), ceil(N / 16)), block (16, 16).
 
 extern "C" __global__ void gemm_1_naive(const float* __restrict__ A, const float* __restrict__ B, float* __restrict__ C,
@@ -20,8 +20,8 @@ extern "C" __global__ void gemm_1_naive(const float* __restrict__ A, const float
 }
 
 // ---------------------------------------------------------------------------------------------------------------
-// 2. Coalesced. The same, with x and y exchanged: neighbours in x are neighbours in a row of B and C. A warp now reads
-// one or two rows' worth of neighbours at once, and its threads share their element of A.
+// 2. Coalesced. The same, with x and y exchanged: neighbours in x are neighbours in a row of B and C. At each k a warp
+// now reads 16 neighbours of B, in one transaction, and two elements of A, which its threads share.
 // Launch: grid (ceil(N / 16), ceil(M / 16)), block (16, 16).
 
 extern "C" __global__ void gemm_2_coalesced(const float* __restrict__ A, const float* __restrict__ B,

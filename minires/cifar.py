@@ -63,6 +63,8 @@ class Split:
 
 @dataclass(frozen=True)
 class Dataset:
+    """Images to train on and to test with, and the names of their classes; `name` is "cifar10" or "synthetic"."""
+
     name: str
     train: Split
     test: Split

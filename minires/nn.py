@@ -129,7 +129,11 @@ class Conv2d(Module):
 
 
 class BatchNorm2d(Module):
-    """functional.batch_norm with weight 1, bias 0, running mean 0 and running variance 1 to begin with."""
+    """functional.batch_norm of (N, num_features, H, W), in training mode by the batch's own statistics.
+
+    To begin with, weight is 1, bias 0, the running mean 0 and the running variance 1. Raises ValueError where
+    num_features is below 1.
+    """
 
     def __init__(self, num_features: int, eps: float = 1e-5, momentum: float = 0.1) -> None:
         _check_sizes("BatchNorm2d", num_features=num_features)
@@ -150,14 +154,14 @@ class BatchNorm2d(Module):
 
 
 class ReLU(Module):
-    """functional.relu."""
+    """functional.relu, of any shape."""
 
     def forward(self, x: Tensor) -> Tensor:
         return functional.relu(x)
 
 
 class AvgPool2d(Module):
-    """functional.avg_pool2d."""
+    """functional.avg_pool2d of (N, C, H, W); the stride is the kernel's size unless given."""
 
     def __init__(
         self,
@@ -172,7 +176,11 @@ class AvgPool2d(Module):
 
 
 class Linear(Module):
-    """functional.linear; weight and bias are drawn uniformly from +-1 / sqrt(in_features), as in PyTorch."""
+    """functional.linear: (N, in_features) to (N, out_features).
+
+    Weight and bias are drawn uniformly from +-1 / sqrt(in_features), as in PyTorch. Raises ValueError where a size is
+    below 1.
+    """
 
     def __init__(self, in_features: int, out_features: int) -> None:
         _check_sizes("Linear", in_features=in_features, out_features=out_features)

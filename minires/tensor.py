@@ -63,10 +63,12 @@ class Tensor:
 
     @property
     def shape(self) -> tuple[int, ...]:
+        """The size along each axis."""
         return self.data.shape
 
     @property
     def dtype(self) -> np.dtype:
+        """float32 or float64."""
         return self.data.dtype
 
     def __repr__(self) -> str:
