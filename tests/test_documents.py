@@ -2,6 +2,7 @@
 
 import importlib.util
 import inspect
+import json
 import os
 import re
 import shutil
@@ -223,3 +224,42 @@ def test_help_reads_well():
     for name in mr.__all__:
         if inspect.isclass(getattr(mr, name)) or inspect.isfunction(getattr(mr, name)):
             assert re.search(rf"(class |^    ){name}\b", result.stdout, re.MULTILINE), name
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Figures
+
+
+def report():
+    return json.loads((ROOT / "examples" / "results" / "cpu-epyc-zen4" / "report.json").read_text())
+
+
+def test_the_places_on_the_roofline_are_the_reports():
+    tour = (ROOT / "kernels" / "README.md").read_text()
+    for place in report()["places"]:
+        row = f"| `{place['kernel']}` | {place['flop_per_byte']:.2f} | {place['gb_per_s']:.1f} | "
+        row += f"{place['gflop_per_s']:.2f} | {place['limit']} | {place['of_roof']} |"
+        assert row in tour, row
+
+
+def test_the_ladder_is_the_one_measured():
+    ladder = (ROOT / "examples" / "results" / "cpu-epyc-zen4" / "ladder.md").read_text()
+    table = ladder[ladder.index("| step") :].strip()
+    assert table.count("\n") == 7 and table in (ROOT / "kernels" / "README.md").read_text()
+
+
+def test_the_speed_is_the_reports():
+    readme = (ROOT / "README.md").read_text()
+    steps = {(row["what"], row["who"]): row for row in report()["steps"]}
+    for (what, who), row in steps.items():
+        if who == "minires":
+            ratios = [steps[what, f"PyTorch {kind}"]["minires_is_faster_by"] for kind in ("eager", "channels-last")]
+            assert f"| {what} | {row['images_per_s']:,.0f} | {ratios[0]:.2f} | {ratios[1]:.2f} |" in readme
+
+
+def test_the_accuracy_is_the_last_of_the_metrics():
+    lines = (ROOT / "examples" / "results" / "resnet20" / "metrics.jsonl").read_text().splitlines()
+    last = json.loads(lines[-1])
+    assert last["epoch"] == len(lines) >= 16 and last["dataset"] == "cifar10"
+    command = f"`python examples/train_cifar.py --device cpu --epochs {last['epoch']}`"
+    assert f"| {command} | {last['test_accuracy']:.2%} |" in (ROOT / "README.md").read_text().replace(" %", "%")
