@@ -7,7 +7,7 @@
 
 Writes metrics.jsonl (one object an epoch), the weights best.safetensors and last.safetensors,
 checkpoint.safetensors, from which --resume goes on, bit for bit as if the run had not been stopped, and with matplotlib
-curves.png, predictions.png (test images that are classified right, and wrong) and filters.png (the first layer's).
+curves.png and, at the end, predictions.png (test images classified right, and wrong) and filters.png (the first layer).
 """
 
 from __future__ import annotations
@@ -340,7 +340,7 @@ def finish_epoch(run: Run, tested: Mean, epochs: int, data: mr.cifar.Dataset) ->
     run.save()
     run.write_metrics()
     if pictures.can_draw():
-        draw(run, data)
+        pictures.curves(run.progress.records, f"{title(options)}, {data.name}", run.out / "curves.png")
     print(
         f"epoch {record['epoch']}/{epochs}  train loss {learned.loss:.4f} accuracy {learned.accuracy:.2%}  "
         f"test loss {tested.loss:.4f} accuracy {tested.accuracy:.2%}  {record['images_per_second']:.0f} images/s"
@@ -369,8 +369,8 @@ def output_folder(arguments: argparse.Namespace) -> Path:
     return out
 
 
-def draw(run: Run, data: mr.cifar.Dataset) -> None:
-    pictures.curves(run.progress.records, f"{title(run.options)}, {data.name}", run.out / "curves.png")
+def draw_network(run: Run, data: mr.cifar.Dataset) -> None:
+    """What the network has learned: its first filters, and some of its answers."""
     pictures.filters(run.net.conv1.weight.numpy(), run.out / "filters.png")
     some = data.test.first(min(250, len(data.test.labels)))
     predicted = logits_of(run.net, some).argmax(1)
@@ -422,6 +422,8 @@ def main() -> None:
             print(f"stopped; to go on:  {shlex.join(['python', sys.argv[0], '--resume', str(run.out)])}")
             sys.exit(128 + stop.signal)
         finish_epoch(run, tested, epochs, data)
+    if pictures.can_draw():
+        draw_network(run, data)
 
 
 if __name__ == "__main__":

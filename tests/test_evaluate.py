@@ -136,10 +136,13 @@ def test_mistakes_end_in_one_sentence(tmp_path, weights):
     mr.checkpoint.save(other, {"x": np.zeros(3, np.float32)})
     of_cifar10 = str(tmp_path / "cifar.safetensors")
     mr.checkpoint.save(of_cifar10, mr.resnet.resnet(8).state_dict())
+    for name in mr.cifar.TRAIN_FILES + mr.cifar.TEST_FILES:
+        (tmp_path / mr.cifar.FOLDER).mkdir(exist_ok=True)
+        (tmp_path / mr.cifar.FOLDER / name).write_bytes(b"cut")
     for arguments, words in (
         ([other], "these are not the weights of a ResNet of BasicBlocks"),
         (["missing.safetensors"], "cannot read missing.safetensors"),
-        ([of_cifar10], "cannot fetch http://127.0.0.1:9/"),
+        ([of_cifar10, "--data-dir", "."], "data_batch_1.bin has 3 bytes instead of 30730000"),
         ([weights, "--picture", "no/such/folder.png"], "No such file or directory"),
     ):
         result = run("evaluate.py", *arguments, folder=tmp_path)

@@ -36,6 +36,7 @@ def counted(descriptor):
     fsync(descriptor)
 os.fsync = counted
 sys.argv = sys.argv[4:]
+sys.path.insert(0, os.path.dirname(sys.argv[0]))
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
