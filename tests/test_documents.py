@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from test_debugging import DEBUGGING
 
@@ -138,6 +139,16 @@ def test_lessons_are_short():
     lessons = list((ROOT / "examples").glob("lesson*.py"))
     assert {f"python examples/{path.name}" for path in lessons} < PRINTS.keys()
     assert all(len(path.read_text().splitlines()) < 80 for path in lessons)
+
+
+def test_the_code_of_the_readme_runs():
+    readme = (ROOT / "README.md").read_text()
+    section = readme[readme.index("## Use it") : readme.index("## Tests")]
+    code = "\n".join(line[4:] for line in section.splitlines() if line.startswith("    ") or not line)
+    names: dict = {}
+    exec(code, names)
+    assert np.isfinite(names["loss"].item())
+    assert (names["y"].numpy() == 1 + 2 * np.arange(100)).all()
 
 
 def test_ci_runs_the_commands_that_make_an_environment():
