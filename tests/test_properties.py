@@ -170,7 +170,7 @@ def test_batch_norm_and_its_fused_form(training, data):
         m, v = (wide.mean((0, 2, 3)), wide.var((0, 2, 3))) if training else (mean.astype(float), variance.astype(float))
         m, v, w, b = (a.astype(float)[:, None, None] for a in (m, v, weight, bias))
         scale = np.abs(w) / np.sqrt(v + 1e-5)
-        expected = (wide - m) * w / np.sqrt(v + 1e-5) + b
+        expected = (wide - m) * (w / np.sqrt(v + 1e-5)) + b
         largest = np.abs(wide).max((0, 2, 3), keepdims=True) if training else np.abs(wide)
         bound = (largest + np.abs(m)) * scale * (10 + largest * scale / np.maximum(np.abs(w), 1e-300)) + np.abs(b)
         # Squares of deviations must fit the dtype.
