@@ -144,7 +144,7 @@ def kernels_of_the_tour(batch: int) -> tuple[list[Callable[[], None]], dict[str,
         lambda: norm.relu(x).backward(dy),
         lambda: functional.cross_entropy(logits, labels).backward(),
         lambda: functional.conv2d(x, w, None, 1, 1, "im2col").backward(dy),
-        lambda: mr.device.launch("gemm_nn_tiled", *tiled),
+        lambda: mr.device.launch("gemm_tiled<false, false>", *tiled),
         lambda: functional.conv2d(x, w, None, 1, 1).backward(dy),
     ]
     n, convolution = batch * 16 * 32 * 32, 2 * batch * 16 * 16 * 9 * 32 * 32
@@ -154,8 +154,8 @@ def kernels_of_the_tour(batch: int) -> tuple[list[Callable[[], None]], dict[str,
     flops = {name: k * n for name, k in element.items()}
     flops |= {"sgd_step": 6 * 269_722, "avgpool_forward": batch * 64 * 64, "avgpool_backward": batch * 64 * 64}
     flops |= {"augment": 3 * batch * 3 * 32 * 32, "cross_entropy_forward": 6 * 10 * batch}
-    products = ["gemm_nn_tiled"] + [f"gemm_{kind}_16x256" for kind in ("nn", "tn", "nt")]
-    return runs, flops | dict.fromkeys([*products, "conv3x3_16x32", "conv3x3_weight_32"], convolution)
+    products = ["gemm_tiled<false, false>"] + [f"gemm_blocked<16, 256, 8, 16, {kind}>" for kind in ("false, false", "true, false", "false, true")]
+    return runs, flops | dict.fromkeys([*products, "conv3x3<16, 32, 1, 1>", "conv3x3_weight<32, 1>"], convolution)
 
 
 def places_on_the_roofline(batch: int, repeats: int, peak: dict[str, float]) -> list[dict]:

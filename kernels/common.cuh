@@ -4,6 +4,16 @@
 //             neighbouring elements, which meet different banks of shared memory; on a CPU (true) a thread takes a run
 //             of neighbours, which fill a vector register. The terms are those of NVIDIA's CUB.
 
+// A list of up to 64 arrays as one argument. The addresses travel with the launch, as a number does: nothing has to be
+// copied to the device before, and nothing of it can change until the launch runs.
+template <class T> struct Pointers {
+    using pointers_to = T;
+    T* at[64];
+};
+struct Sizes {
+    long long at[64];
+};
+
 // The sum of v over the 32 lanes of a warp, in lane 0: a tree of five steps, each lane adding the value of the lane
 // `distance` above it.
 __device__ inline scalar_t warp_sum(scalar_t v) {

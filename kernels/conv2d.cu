@@ -58,9 +58,8 @@ extern "C" __global__ void conv3x3_pack_weight(const scalar_t* __restrict__ w, s
 }
 
 template <int BO, int BW, int S, int D>
-__device__ inline void conv3x3(const scalar_t* __restrict__ x, const scalar_t* __restrict__ packed,
-                               scalar_t* __restrict__ y, int C, int H, int W, int O, int OH, int OW, int pad_h,
-                               int pad_w) {
+__global__ void conv3x3(const scalar_t* __restrict__ x, const scalar_t* __restrict__ packed, scalar_t* __restrict__ y,
+                        int C, int H, int W, int O, int OH, int OW, int pad_h, int pad_w) {
     constexpr int BC = 32 / sizeof(scalar_t), BR = 8, THREADS = 32;
     // A thread's pixels are neighbours in a row on a CPU, and spread over the tile on a GPU: see common.cuh.
     constexpr int TO = 8, TW = BLOCKED ? (BW < 16 ? BW : 16) : 2, TR = 16 / TW;
@@ -158,9 +157,9 @@ __device__ inline void copy_clipped(scalar_t* __restrict__ to, const scalar_t* _
 // does not depend on how many blocks run at once.
 // Launch: grid (ceil(C / 16), ceil(O / 16), chunks), 18 threads. Limit: arithmetic.
 template <int BW, int S>
-__device__ inline void conv3x3_weight(const scalar_t* __restrict__ x, const scalar_t* __restrict__ dy,
-                                      scalar_t* __restrict__ parts, int N, int C, int H, int W, int O, int OH, int OW,
-                                      int pad_h, int pad_w) {
+__global__ void conv3x3_weight(const scalar_t* __restrict__ x, const scalar_t* __restrict__ dy,
+                               scalar_t* __restrict__ parts, int N, int C, int H, int W, int O, int OH, int OW,
+                               int pad_h, int pad_w) {
     // A larger tile loads fewer halos, but on a GPU takes the shared memory of other blocks.
     constexpr int BR = BLOCKED && BW > 8 ? 256 / BW : 64 / BW, BC = 16, BO = 16, TC = 8, THREADS = 9 * BC / TC;
     constexpr int ROWS = (BR - 1) * S + 3, COLUMNS = (BW - 1) * S + 3;
@@ -224,54 +223,4 @@ extern "C" __global__ void conv3x3_weight_sum(const scalar_t* __restrict__ parts
     for (int chunk = 0; chunk < chunks; ++chunk)
         for (int j = 0; j < run; ++j) total[j] += parts[(long long)chunk * count + first + j];
     for (int i = first; i < first + run; ++i) dw[i % O * (C * 9) + i / O] = total[i - first];
-}
-
-// The tiles, channels x columns, that fit ResNet-20's stages: 16 x 32, 32 x 16 and 64 x 8. A suffix says stride or zeros.
-extern "C" __global__ void conv3x3_16x32(const scalar_t* x, const scalar_t* packed, scalar_t* y, int C, int H,
-                                         int W, int O, int OH, int OW, int pad_h, int pad_w) {
-    conv3x3<16, 32, 1, 1>(x, packed, y, C, H, W, O, OH, OW, pad_h, pad_w);
-}
-extern "C" __global__ void conv3x3_32x16(const scalar_t* x, const scalar_t* packed, scalar_t* y, int C, int H,
-                                         int W, int O, int OH, int OW, int pad_h, int pad_w) {
-    conv3x3<32, 16, 1, 1>(x, packed, y, C, H, W, O, OH, OW, pad_h, pad_w);
-}
-extern "C" __global__ void conv3x3_64x8(const scalar_t* x, const scalar_t* packed, scalar_t* y, int C, int H,
-                                        int W, int O, int OH, int OW, int pad_h, int pad_w) {
-    conv3x3<64, 8, 1, 1>(x, packed, y, C, H, W, O, OH, OW, pad_h, pad_w);
-}
-extern "C" __global__ void conv3x3_32x16_strided(const scalar_t* x, const scalar_t* packed, scalar_t* y, int C, int H,
-                                                 int W, int O, int OH, int OW, int pad_h, int pad_w) {
-    conv3x3<32, 16, 2, 1>(x, packed, y, C, H, W, O, OH, OW, pad_h, pad_w);
-}
-extern "C" __global__ void conv3x3_64x8_strided(const scalar_t* x, const scalar_t* packed, scalar_t* y, int C, int H,
-                                                int W, int O, int OH, int OW, int pad_h, int pad_w) {
-    conv3x3<64, 8, 2, 1>(x, packed, y, C, H, W, O, OH, OW, pad_h, pad_w);
-}
-extern "C" __global__ void conv3x3_16x32_dilated(const scalar_t* x, const scalar_t* packed, scalar_t* y, int C, int H,
-                                                 int W, int O, int OH, int OW, int pad_h, int pad_w) {
-    conv3x3<16, 32, 1, 2>(x, packed, y, C, H, W, O, OH, OW, pad_h, pad_w);
-}
-extern "C" __global__ void conv3x3_32x16_dilated(const scalar_t* x, const scalar_t* packed, scalar_t* y, int C, int H,
-                                                 int W, int O, int OH, int OW, int pad_h, int pad_w) {
-    conv3x3<32, 16, 1, 2>(x, packed, y, C, H, W, O, OH, OW, pad_h, pad_w);
-}
-extern "C" __global__ void conv3x3_weight_32(const scalar_t* x, const scalar_t* dy, scalar_t* parts, int N, int C,
-                                             int H, int W, int O, int OH, int OW, int pad_h, int pad_w) {
-    conv3x3_weight<32, 1>(x, dy, parts, N, C, H, W, O, OH, OW, pad_h, pad_w);
-}
-extern "C" __global__ void conv3x3_weight_16(const scalar_t* x, const scalar_t* dy, scalar_t* parts, int N, int C,
-                                             int H, int W, int O, int OH, int OW, int pad_h, int pad_w) {
-    conv3x3_weight<16, 1>(x, dy, parts, N, C, H, W, O, OH, OW, pad_h, pad_w);
-}
-extern "C" __global__ void conv3x3_weight_8(const scalar_t* x, const scalar_t* dy, scalar_t* parts, int N, int C,
-                                            int H, int W, int O, int OH, int OW, int pad_h, int pad_w) {
-    conv3x3_weight<8, 1>(x, dy, parts, N, C, H, W, O, OH, OW, pad_h, pad_w);
-}
-extern "C" __global__ void conv3x3_weight_16_strided(const scalar_t* x, const scalar_t* dy, scalar_t* parts, int N, int C,
-                                                     int H, int W, int O, int OH, int OW, int pad_h, int pad_w) {
-    conv3x3_weight<16, 2>(x, dy, parts, N, C, H, W, O, OH, OW, pad_h, pad_w);
-}
-extern "C" __global__ void conv3x3_weight_8_strided(const scalar_t* x, const scalar_t* dy, scalar_t* parts, int N, int C,
-                                                    int H, int W, int O, int OH, int OW, int pad_h, int pad_w) {
-    conv3x3_weight<8, 2>(x, dy, parts, N, C, H, W, O, OH, OW, pad_h, pad_w);
 }

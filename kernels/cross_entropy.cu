@@ -63,8 +63,15 @@ extern "C" __global__ void count_correct(const scalar_t* __restrict__ logits, co
     if (best == labels[n]) atomicAdd(correct, 1);
 }
 
-// *bad = the index of the first label outside 0 .. C-1; left alone if there is none. Launch: one thread.
+// bad = index, value and C of the first label outside 0 .. C-1; left alone if there is none, or an earlier launch found
+// one. Launch: one thread.
 extern "C" __global__ void find_bad_label(const int* __restrict__ labels, int* __restrict__ bad, int N, int C) {
-    for (int n = N - 1; n >= 0; --n)
-        if (labels[n] < 0 || labels[n] >= C) *bad = n;
+    if (bad[0] >= 0) return;
+    for (int n = 0; n < N; ++n) {
+        if (labels[n] >= 0 && labels[n] < C) continue;
+        bad[0] = n;
+        bad[1] = labels[n];
+        bad[2] = C;
+        return;
+    }
 }

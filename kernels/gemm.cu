@@ -18,8 +18,8 @@
 // Readable: a tile of 16 x 16, a block of 16 x 16 threads, one element of C a thread.
 
 template <bool A_TRANSPOSED, bool B_TRANSPOSED>
-__device__ inline void gemm_tiled(const scalar_t* A, const scalar_t* B, scalar_t* C, int M, int N, int K,
-                                  long long stride_a, long long stride_b, long long stride_c, int batch) {
+__global__ void gemm_tiled(const scalar_t* A, const scalar_t* B, scalar_t* C, int M, int N, int K, long long stride_a,
+                           long long stride_b, long long stride_c, int batch) {
     constexpr int TILE = 16;
     __shared__ scalar_t As[TILE][TILE];  // [m][k]
     __shared__ scalar_t Bs[TILE][TILE];  // [k][n]
@@ -41,19 +41,6 @@ __device__ inline void gemm_tiled(const scalar_t* A, const scalar_t* B, scalar_t
         }
         if (m < M && n < N) C[b * stride_c + (long long)m * N + n] = sum;
     }
-}
-
-extern "C" __global__ void gemm_nn_tiled(const scalar_t* A, const scalar_t* B, scalar_t* C, int M, int N, int K,
-                                         long long stride_a, long long stride_b, long long stride_c, int batch) {
-    gemm_tiled<false, false>(A, B, C, M, N, K, stride_a, stride_b, stride_c, batch);
-}
-extern "C" __global__ void gemm_nt_tiled(const scalar_t* A, const scalar_t* B, scalar_t* C, int M, int N, int K,
-                                         long long stride_a, long long stride_b, long long stride_c, int batch) {
-    gemm_tiled<false, true>(A, B, C, M, N, K, stride_a, stride_b, stride_c, batch);
-}
-extern "C" __global__ void gemm_tn_tiled(const scalar_t* A, const scalar_t* B, scalar_t* C, int M, int N, int K,
-                                         long long stride_a, long long stride_b, long long stride_c, int batch) {
-    gemm_tiled<true, false>(A, B, C, M, N, K, stride_a, stride_b, stride_c, batch);
 }
 
 // ---------------------------------------------------------------------------------------------------------------
@@ -93,8 +80,8 @@ __device__ inline void gemm_load(scalar_t* __restrict__ tile, const scalar_t* __
 }
 
 template <int BM, int BN, int TM, int TN, bool A_TRANSPOSED, bool B_TRANSPOSED>
-__device__ inline void gemm_blocked(const scalar_t* A, const scalar_t* B, scalar_t* C, int M, int N, int K,
-                                    long long stride_a, long long stride_b, long long stride_c, int batch) {
+__global__ void gemm_blocked(const scalar_t* A, const scalar_t* B, scalar_t* C, int M, int N, int K, long long stride_a,
+                             long long stride_b, long long stride_c, int batch) {
     constexpr int BK = GEMM_BK, THREADS = GEMM_THREADS;
     static_assert((BM / TM) * (BN / TN) == THREADS, "each thread computes TM x TN elements of the tile");
     __shared__ __align__(16) scalar_t As[BK * BM];  // [k][m]
@@ -134,42 +121,4 @@ __device__ inline void gemm_blocked(const scalar_t* A, const scalar_t* B, scalar
                 if (m < M && n < N) c[(long long)m * N + n] = sum[i][j];
             }
     }
-}
-
-// Three shapes of tile: a convolution's matrices are as high as it has channels, 16, 32 or 64.
-extern "C" __global__ void gemm_nn_16x256(const scalar_t* A, const scalar_t* B, scalar_t* C, int M, int N, int K,
-                                          long long stride_a, long long stride_b, long long stride_c, int batch) {
-    gemm_blocked<16, 256, 8, 16, false, false>(A, B, C, M, N, K, stride_a, stride_b, stride_c, batch);
-}
-extern "C" __global__ void gemm_nn_32x128(const scalar_t* A, const scalar_t* B, scalar_t* C, int M, int N, int K,
-                                          long long stride_a, long long stride_b, long long stride_c, int batch) {
-    gemm_blocked<32, 128, 8, 16, false, false>(A, B, C, M, N, K, stride_a, stride_b, stride_c, batch);
-}
-extern "C" __global__ void gemm_nn_64x64(const scalar_t* A, const scalar_t* B, scalar_t* C, int M, int N, int K,
-                                         long long stride_a, long long stride_b, long long stride_c, int batch) {
-    gemm_blocked<64, 64, 8, 16, false, false>(A, B, C, M, N, K, stride_a, stride_b, stride_c, batch);
-}
-extern "C" __global__ void gemm_nt_16x256(const scalar_t* A, const scalar_t* B, scalar_t* C, int M, int N, int K,
-                                          long long stride_a, long long stride_b, long long stride_c, int batch) {
-    gemm_blocked<16, 256, 8, 16, false, true>(A, B, C, M, N, K, stride_a, stride_b, stride_c, batch);
-}
-extern "C" __global__ void gemm_nt_32x128(const scalar_t* A, const scalar_t* B, scalar_t* C, int M, int N, int K,
-                                          long long stride_a, long long stride_b, long long stride_c, int batch) {
-    gemm_blocked<32, 128, 8, 16, false, true>(A, B, C, M, N, K, stride_a, stride_b, stride_c, batch);
-}
-extern "C" __global__ void gemm_nt_64x64(const scalar_t* A, const scalar_t* B, scalar_t* C, int M, int N, int K,
-                                         long long stride_a, long long stride_b, long long stride_c, int batch) {
-    gemm_blocked<64, 64, 8, 16, false, true>(A, B, C, M, N, K, stride_a, stride_b, stride_c, batch);
-}
-extern "C" __global__ void gemm_tn_16x256(const scalar_t* A, const scalar_t* B, scalar_t* C, int M, int N, int K,
-                                          long long stride_a, long long stride_b, long long stride_c, int batch) {
-    gemm_blocked<16, 256, 8, 16, true, false>(A, B, C, M, N, K, stride_a, stride_b, stride_c, batch);
-}
-extern "C" __global__ void gemm_tn_32x128(const scalar_t* A, const scalar_t* B, scalar_t* C, int M, int N, int K,
-                                          long long stride_a, long long stride_b, long long stride_c, int batch) {
-    gemm_blocked<32, 128, 8, 16, true, false>(A, B, C, M, N, K, stride_a, stride_b, stride_c, batch);
-}
-extern "C" __global__ void gemm_tn_64x64(const scalar_t* A, const scalar_t* B, scalar_t* C, int M, int N, int K,
-                                         long long stride_a, long long stride_b, long long stride_c, int batch) {
-    gemm_blocked<64, 64, 8, 16, true, false>(A, B, C, M, N, K, stride_a, stride_b, stride_c, batch);
 }

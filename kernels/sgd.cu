@@ -2,24 +2,22 @@
 //
 //   g = gradient + d * w;   v = m * v + g;   w = w - r * (g + m * v) with Nesterov's momentum, else w - r * v
 //
-// One launch for all parameters of a network, of which each is an array of its own: the kernel gets arrays of pointers.
-// Most parameters of a ResNet are small, and a launch for each would cost more time than the arithmetic.
+// One launch for up to 64 parameters of a network, of which each is an array of its own: the kernel gets structures of
+// pointers. Most parameters of a ResNet are small, and a launch for each would cost more time than the arithmetic.
 // Launch: grid (parameters, blocks), whose threads stride over a parameter's elements. v starts at zero; without
-// momentum `velocities` is null. The rate is read from memory, so that a recorded launch can be replayed with another.
+// momentum `velocities` are null. The rate is read from memory, so that a recorded launch can be replayed with another.
 // Bytes: 3 elements read and 2 written for each one. Limit: memory.
 // Source: PyTorch, torch.optim.SGD (weight decay is added to the gradient; the rate multiplies the velocity).
 #include "common.cuh"
 
-extern "C" __global__ void sgd_step(scalar_t* const* __restrict__ weights,
-                                    const scalar_t* const* __restrict__ gradients,
-                                    scalar_t* const* __restrict__ velocities, const long long* __restrict__ sizes,
-                                    const scalar_t* __restrict__ rate, scalar_t momentum, scalar_t weight_decay,
-                                    int nesterov) {
+extern "C" __global__ void sgd_step(Pointers<scalar_t> weights, Pointers<const scalar_t> gradients,
+                                    Pointers<scalar_t> velocities, Sizes sizes, const scalar_t* __restrict__ rate,
+                                    scalar_t momentum, scalar_t weight_decay, int nesterov) {
     const int parameter = blockIdx.x;
-    scalar_t* __restrict__ w = weights[parameter];
-    const scalar_t* __restrict__ gradient = gradients[parameter];
-    scalar_t* __restrict__ v = velocities ? velocities[parameter] : nullptr;
-    const long long n = sizes[parameter], step = (long long)gridDim.y * blockDim.x;
+    scalar_t* __restrict__ w = weights.at[parameter];
+    const scalar_t* __restrict__ gradient = gradients.at[parameter];
+    scalar_t* __restrict__ v = velocities.at[parameter];
+    const long long n = sizes.at[parameter], step = (long long)gridDim.y * blockDim.x;
     for (long long i = (long long)blockIdx.y * blockDim.x + threadIdx.x; i < n; i += step) {
         scalar_t g = gradient[i] + weight_decay * w[i];
         if (v) {

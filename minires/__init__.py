@@ -16,12 +16,13 @@ Names are PyTorch's. The kernels run on an NVIDIA GPU or, compiled by a C++ comp
 """
 
 from . import checkpoint, cifar, functional, nn, optim, resnet
-from .device import DeviceError, RawKernel, SanitizerError, describe_device, get_device, sanitize, set_device
+from .device import DeviceError, RawKernel, describe_device, get_device, set_device
 from .gradcheck import GradcheckError, gradcheck
 from .graph import graph
 from .nn import manual_seed
 from .profiler import profile
 from .tensor import Tensor, no_grad
+from .watch import SanitizerError, sanitize
 
 __all__ = [
     "DeviceError",

@@ -6,13 +6,15 @@ float64; the result has it too. Formulas are PyTorch's and stand in the kernels'
 
 from __future__ import annotations
 
+import functools
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from . import device
-from .tensor import Tensor, add_arrays, record
+from .tensor import Tensor, add_arrays, note_used, record
 
 __all__ = [
     "add",
@@ -34,6 +36,21 @@ _CHUNK = 16384  # values of a channel that one block of a BatchNorm reduction su
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Launch geometry
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Of launches that may be cut into any number of blocks: how many are wanted, and how wide a reduction's are."""
+
+    blocks: int
+    reduction_threads: int
+
+
+GEOMETRY = {"cpu": Geometry(64, 32), "cuda": Geometry(512, 256)}
+
+
+def _geometry() -> Geometry:
+    return GEOMETRY[device.current().tiling]
 
 
 def _empty(shape: tuple[int, ...], like: Any) -> Any:
@@ -72,6 +89,7 @@ def _check_tensors(operation: str, **tensors: Tensor | None) -> None:
             raise TypeError(f"{operation}: {name} is not on the current device, {device.get_device()}")
         if tensor.dtype != first[1].dtype:
             raise TypeError(f"{operation}: {first[0]} is {first[1].dtype} but {name} is {tensor.dtype}")
+    note_used(*given.values())
 
 
 def _check_rank(operation: str, name: str, tensor: Tensor, axes: str) -> None:
@@ -113,6 +131,7 @@ def _output_size(operation: str, image: tuple, kernel: tuple, stride: tuple, pad
 
 
 _GEMM_TILES = (64, 64), (32, 128), (16, 256)  # of 4096 elements each
+_TRANSPOSED = {"nn": "false, false", "nt": "false, true", "tn": "true, false"}
 
 
 def _gemm(
@@ -122,7 +141,8 @@ def _gemm(
     # The tile that covers the matrix with the least overhang; the squarest of equal ones, which reads least.
     height, width = min(_GEMM_TILES, key=lambda tile: -(-m // tile[0]) * -(-n // tile[1]))
     grid = (-(-n // width), -(-m // height), min(batch, 65535))
-    device.launch(f"gemm_{kind}_{height}x{width}", grid, (32,), a, b, c, m, n, k, *strides, batch)
+    name = f"gemm_blocked<{height}, {width}, 8, 16, {_TRANSPOSED[kind]}>"
+    device.launch(name, grid, (32,), a, b, c, m, n, k, *strides, batch)
 
 
 def _bias_gradient(dy: Any, n: int, channels: int, length: int) -> Any:
@@ -251,44 +271,52 @@ def _im2col_weight_gradient(x: Any, dy: Any, d_weight: Any, geometry: tuple) -> 
 # The fast way, without columns: see the second half of kernels/conv2d.cu.
 
 
-def _conv3x3(x: Any, weight: Any, y: Any, padding: tuple, suffix: str, gradient: bool) -> None:
+def _conv3x3(x: Any, weight: Any, y: Any, padding: tuple, steps: tuple[int, int], gradient: bool) -> None:
     packed = _empty(weight.shape, weight)
     _launch_elements("conv3x3_pack_weight", math.prod(weight.shape), weight, packed, *weight.shape[:2], gradient)
     (n, c, h, w), (_, o, oh, ow) = x.shape, y.shape
     # The tile of channels x columns, 8 rows high, that covers y with the least overhang.
     height, width = min(
-        _CONV3X3_TILES[suffix], key=lambda tile: -(-o // tile[0]) * tile[0] * -(-ow // tile[1]) * tile[1]
+        _CONV3X3_TILES[steps], key=lambda tile: -(-o // tile[0]) * tile[0] * -(-ow // tile[1]) * tile[1]
     )
     grid = (n * -(-oh // 8) * -(-ow // width), -(-o // height))
-    device.launch(f"conv3x3_{height}x{width}{suffix}", grid, (32,), x, packed, y, c, h, w, o, oh, ow, *padding)
+    name = f"conv3x3<{height}, {width}, {steps[0]}, {steps[1]}>"
+    device.launch(name, grid, (32,), x, packed, y, c, h, w, o, oh, ow, *padding)
 
 
-_CONV3X3_TILES = {
-    "": ((16, 32), (32, 16), (64, 8)),
-    "_strided": ((32, 16), (64, 8)),
-    "_dilated": ((16, 32), (32, 16)),
+_CONV3X3_TILES = {  # stride, and distance between the pixels of x: channels and columns of the tiles
+    (1, 1): ((16, 32), (32, 16), (64, 8)),
+    (2, 1): ((32, 16), (64, 8)),
+    (1, 2): ((16, 32), (32, 16)),
 }
 
 
 def _conv3x3_forward(x: Any, weight: Any, y: Any, geometry: tuple) -> None:
     *_, stride, _, pad_h, pad_w = geometry
-    _conv3x3(x, weight, y, (pad_h, pad_w), "" if stride == 1 else "_strided", gradient=False)
+    _conv3x3(x, weight, y, (pad_h, pad_w), (stride, 1), gradient=False)
 
 
 def _conv3x3_input_gradient(dy: Any, weight: Any, dx: Any, geometry: tuple) -> None:
     *_, stride, _, pad_h, pad_w = geometry
-    _conv3x3(dy, weight, dx, (2 - pad_h, 2 - pad_w), "" if stride == 1 else "_dilated", gradient=True)
+    _conv3x3(dy, weight, dx, (2 - pad_h, 2 - pad_w), (1, stride), gradient=True)
 
 
 def _conv3x3_weight_gradient(x: Any, dy: Any, d_weight: Any, geometry: tuple) -> None:
     (n, c, h, w), (_, o, oh, ow), (*_, stride, _, pad_h, pad_w) = x.shape, dy.shape, geometry
     width = 32 if ow > 16 and stride == 1 else 16 if ow > 8 else 8
     pairs = -(-c // 16), -(-o // 16)
-    chunks = min(max(device.current().blocks_wanted // math.prod(pairs), 1), n * oh)
+    chunks = min(max(_geometry().blocks // math.prod(pairs), 1), n * oh)
     parts = _empty((chunks, c, 9, o), dy)
-    name = f"conv3x3_weight_{width}{'' if stride == 1 else '_strided'}"
-    device.launch(name, (*pairs, chunks), (18,), x, dy, parts, n, c, h, w, o, oh, ow, pad_h, pad_w)
+    device.launch(f"conv3x3_weight<{width}, {stride}>", (*pairs, chunks), (18,), x, dy, parts, n, c, h, w, o, oh, ow, pad_h, pad_w)
     _launch_elements("conv3x3_weight_sum", c * 9 * o, parts, d_weight, chunks, c, o)
+
+
+def instances(tiling: str) -> dict[str, int]:
+    """The instances of templates that a device's operations launch, with their threads a block."""
+    names = [f"gemm_blocked<{h}, {w}, 8, 16, {t}>" for h, w in _GEMM_TILES for t in _TRANSPOSED.values()]
+    names += [f"conv3x3<{h}, {w}, {s}, {d}>" for (s, d), tiles in _CONV3X3_TILES.items() for h, w in tiles]
+    names += [f"conv3x3_weight<{w}, {s}>" for w, s in ((32, 1), (16, 1), (8, 1), (16, 2), (8, 2))]
+    return {name: 18 if "weight" in name else 32 for name in names}
 
 
 _IM2COL = _im2col_forward, _im2col_input_gradient, _im2col_weight_gradient
@@ -340,7 +368,7 @@ class _BatchNorm:
 
     def _reduce(self, kernel: str, *arrays: Any) -> None:
         grid = self.sizes[1], self.chunks
-        device.launch(kernel, grid, (device.current().reduction_threads,), *arrays, *self.sizes, self.images)
+        device.launch(kernel, grid, (_geometry().reduction_threads,), *arrays, *self.sizes, self.images)
 
     def forward(self, kernel: str, *more: Any) -> Any:
         n, c, p = self.sizes
@@ -584,17 +612,25 @@ def _labels(operation: str, logits: Tensor, target: Any) -> Any:
         raise TypeError(f"{operation}: target is not on the current device, {now.name}")
     labels = target if target.dtype == np.int32 else _to_int32(target, c)
     labels = labels if isinstance(labels, now.array_type) and labels.flags.c_contiguous else now.to_device(labels)
-    if now.is_recording:  # the calls before have checked them
-        return labels
-    bad = now.filled((1,), np.int32, -1)
-    device.launch("find_bad_label", (1,), (1,), labels, bad, n, c, scalar=logits.dtype)
-    index = int(now.to_host(bad)[0])
-    if index >= 0:
-        value = int(now.to_host(target)[index])
-        raise ValueError(
-            f"{operation}: target[{index}] is {value}, but with logits {logits.shape} labels lie in 0 .. {c - 1}"
-        )
+    if not now.is_recording:  # the calls before have checked them
+        device.launch("find_bad_label", (1,), (1,), labels, _bad_label(now, now.watcher), n, c, scalar=logits.dtype)
+        now.when_read(_raise_bad_label)
     return labels
+
+
+@functools.lru_cache(maxsize=8)
+def _bad_label(now: Any, watcher: Any) -> Any:
+    """Index, value and number of classes of the first bad label, on the device; -1 while there is none."""
+    return now.to_device(np.full(3, -1, np.int32))
+
+
+def _raise_bad_label() -> None:
+    now = device.current()
+    found = _bad_label(now, now.watcher)
+    index, value, classes = now.to_host(found)
+    if index >= 0:
+        now.assign(found, np.full(3, -1, np.int32))
+        raise ValueError(f"target[{index}] is {value}, but with {classes} classes labels lie in 0 .. {classes - 1}")
 
 
 def _to_int32(labels: Any, classes: int) -> Any:

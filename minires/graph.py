@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from . import device
-from .tensor import Tensor
+from .tensor import Tensor, used_tensors
 
 
 def graph(function: Callable) -> Callable:
@@ -19,19 +19,46 @@ def graph(function: Callable) -> Callable:
 
     The function must launch the same kernels on the same arrays each time. It must not bring data from or to the host,
     nor depend on Python values that change; SGD's learning rate may change. Labels are checked in the first two calls.
+    What it reads besides its inputs must stay where it is: change a parameter in place, as load_state_dict does. A
+    parameter or buffer whose array was replaced, by `net.to(...)` or `p.data = ...`, is a RuntimeError at the next
+    call: make a new graph then.
     """
     recorded: dict[tuple, Callable] = {}
 
     def replay(*inputs: Any) -> Any:
         is_tensor = [isinstance(value, Tensor) for value in inputs]
         arrays = [value.data if tensor else value for value, tensor in zip(inputs, is_tensor, strict=True)]
-
-        def run(*fixed: Any) -> Any:
-            return function(*(Tensor.wrap(a) if tensor else a for a, tensor in zip(fixed, is_tensor, strict=True)))
-
         key = (device.get_device(), *((a.shape, a.dtype) for a in arrays))
         if key not in recorded:
-            recorded[key] = device.current().recording(run)
+            recorded[key] = _Replay(function, is_tensor)
         return recorded[key](arrays)
 
     return replay
+
+
+class _Replay:
+    """A recording, and the tensors that it reads besides its inputs, with the arrays that they had."""
+
+    def __init__(self, function: Callable, is_tensor: list[bool]) -> None:
+        self._function, self._is_tensor = function, is_tensor
+        self._read: dict[int, tuple[Tensor, Any]] = {}
+        self._recording = device.current().recording(self._run)
+
+    def __call__(self, arrays: list) -> Any:
+        for tensor, data in self._read.values():
+            if tensor.data is not data:
+                raise RuntimeError(
+                    f"graph: a tensor of shape {data.shape} that the recorded function reads has another array now, "
+                    f"of shape {tensor.data.shape}: change tensors in place, or make a new graph"
+                )
+        return self._recording(arrays)
+
+    def _run(self, *fixed: Any) -> Any:
+        inputs = [Tensor.wrap(a) if tensor else a for a, tensor in zip(fixed, self._is_tensor, strict=True)]
+        with used_tensors() as used:
+            outputs = self._function(*inputs)
+        # What the function made itself is gone by now, or an output.
+        own = {id(value) for value in (*inputs, *(outputs if isinstance(outputs, (tuple, list)) else (outputs,)))}
+        alive = [tensor for tensor in (ref() for ref in used) if tensor is not None]
+        self._read = {id(t): (t, t.data) for t in alive if id(t) not in own}
+        return outputs

@@ -80,7 +80,7 @@ class Module:
         return {name: tensor.numpy() for name, tensor in self._named_tensors()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Set all parameters and buffers from arrays or tensors by name.
+        """Set all parameters and buffers from arrays or tensors by name, in place: a recorded step goes on with them.
 
         `num_batches_tracked` of a PyTorch BatchNorm, which minires has no use for, is passed over. Raises KeyError
         for a missing or unknown name, ValueError for a wrong shape; nothing is changed then.
@@ -97,7 +97,7 @@ class Module:
             if arrays[name].shape != tensor.shape:
                 raise ValueError(f"{name} has the shape {tensor.shape}, the state's {arrays[name].shape}")
         for name, tensor in own.items():
-            tensor.data = device.current().to_device(np.ascontiguousarray(arrays[name], tensor.dtype))
+            device.current().assign(tensor.data, np.ascontiguousarray(arrays[name], tensor.dtype))
 
 
 class Conv2d(Module):

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from . import device
-from .tensor import Tensor
+from .tensor import Tensor, note_used
 
 
 class SGD:
@@ -39,7 +39,6 @@ class SGD:
         self.momentum, self.weight_decay, self.nesterov = momentum, weight_decay, nesterov
         self._rates: dict[np.dtype, Any] = {}  # the rate on the device
         self.lr = lr
-        self._sizes: dict[tuple[int, ...], Any] = {}  # on the device; kept, since a recorded launch reads them
         self.velocities = [_zeros_like(p) if momentum else None for p in self.params]
 
     @property
@@ -53,7 +52,7 @@ class SGD:
             raise ValueError(f"SGD: lr must be finite, got {value}")
         self._lr = value
         for dtype, rate in self._rates.items():
-            device.current().assign(rate, np.full(1, value, dtype))
+            device.current().assign_later(rate, np.full(1, value, dtype))
 
     def zero_grad(self) -> None:
         """Forget all gradients."""
@@ -73,24 +72,28 @@ class SGD:
             raise ValueError(f"SGD: the state does not fit these parameters, at {', '.join(different)}")
         for i in range(len(shapes)):
             v = np.ascontiguousarray(state[f"velocity.{i}"], self.params[i].dtype)
-            self.velocities[i] = device.current().to_device(v)
+            device.current().assign(self.velocities[i], v)  # in place: a recorded step reads it there
 
     def step(self) -> None:
-        """Update every parameter from its gradient, in place, in one launch for each dtype."""
+        """Update every parameter from its gradient, in place, in one launch for each dtype and 64 parameters."""
         with_gradient = [i for i, p in enumerate(self.params) if p.grad is not None]
         for dtype in dict.fromkeys(self.params[i].dtype for i in with_gradient):
             chosen = [i for i in with_gradient if self.params[i].dtype == dtype]
             if dtype not in self._rates:
                 self._rates[dtype] = device.current().to_device(np.full(1, self._lr, dtype))
-            weights, gradients = [self.params[i].data for i in chosen], [self.params[i].grad.data for i in chosen]
-            velocities = [self.velocities[i] for i in chosen] if self.momentum else None
-            sizes = tuple(math.prod(w.shape) for w in weights)
-            if sizes not in self._sizes:
-                self._sizes[sizes] = device.current().to_device(np.array(sizes, np.int64))
-            grid = len(chosen), min(-(-max(sizes) // 256), 256)
-            numbers = self.momentum, self.weight_decay, self.nesterov
-            arrays = weights, gradients, velocities, self._sizes[sizes], self._rates[dtype]
-            device.launch("sgd_step", grid, (256,), *arrays, *numbers)
+            for begin in range(0, len(chosen), device.MAX_POINTERS):
+                self._update(chosen[begin : begin + device.MAX_POINTERS], self._rates[dtype])
+
+    def _update(self, chosen: list[int], rate: Any) -> None:
+        parameters = [self.params[i] for i in chosen]
+        note_used(*parameters)
+        weights, gradients = [p.data for p in parameters], [p.grad.data for p in parameters]
+        velocities = [self.velocities[i] for i in chosen] if self.momentum else None
+        counts, sizes = [math.prod(w.shape) for w in weights], np.zeros((), [("at", np.int64, device.MAX_POINTERS)])
+        sizes["at"][: len(counts)] = counts
+        grid = len(chosen), min(-(-max(counts) // 256), 256)
+        arrays = weights, gradients, velocities, sizes[()], rate
+        device.launch("sgd_step", grid, (256,), *arrays, self.momentum, self.weight_decay, self.nesterov)
 
 
 def _zeros_like(p: Tensor):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -24,6 +25,26 @@ def no_grad() -> Iterator[None]:
         yield
     finally:
         _grad_enabled = before
+
+
+_used: list[weakref.ref[Tensor]] | None = None
+
+
+@contextlib.contextmanager
+def used_tensors() -> Iterator[list[weakref.ref[Tensor]]]:
+    """Within this context the tensors that operations and optimisers are given are written down."""
+    global _used
+    before, _used = _used, []
+    try:
+        yield _used
+    finally:
+        _used = before
+
+
+def note_used(*tensors: Tensor | None) -> None:
+    """For used_tensors(): an operation reads these."""
+    if _used is not None:
+        _used.extend(weakref.ref(tensor) for tensor in tensors if tensor is not None)
 
 
 class Node:

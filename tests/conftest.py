@@ -1,12 +1,22 @@
 """Every test runs on each device that is usable here, with fresh device memory full of NaN.
 
-The tests of a kernel, those in test_<file of kernels/>.py, run under the sanitizer of the CPU device as well.
+The tests of a kernel, those in test_<file of kernels/>.py, run under the sanitizer of the CPU device as well. Where there
+is no GPU, the late GPU (late_gpu/) takes its place: the cuda device over a CuPy that puts everything off.
 """
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import ctypes
+import functools
 import os
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +36,9 @@ for _profile, _examples in (("quick", 25), ("long", 250)):
 settings.load_profile("quick")  # --hypothesis-profile=long takes another
 
 
+LATE_GPU = Path(__file__).parent / "late_gpu"
+
+
 def _usable(name: str) -> bool:
     try:
         mr.set_device(name)
@@ -34,13 +47,42 @@ def _usable(name: str) -> bool:
     return True
 
 
+@functools.cache
+def late_gpu_libraries() -> str:
+    """A folder with an empty libcuda.so.1: its presence is how minires knows of a driver."""
+    folder = tempfile.mkdtemp(prefix="late-gpu-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    options = "-shared", "-Wl,-soname,libcuda.so.1", "-x", "c++", "/dev/null", "-o", f"{folder}/libcuda.so.1"
+    subprocess.run([*shlex.split(os.environ.get("CXX", "g++")), *options], check=True)
+    return folder
+
+
+def late_gpu_environment(seed: int) -> dict[str, str]:
+    """What a process needs to find the late GPU."""
+    path = os.pathsep.join(filter(None, [str(LATE_GPU), str(LATE_GPU.parent.parent), os.environ.get("PYTHONPATH")]))
+    libraries = os.pathsep.join(filter(None, [late_gpu_libraries(), os.environ.get("LD_LIBRARY_PATH")]))
+    return {"PYTHONPATH": path, "LD_LIBRARY_PATH": libraries, "LATE_GPU_SEED": str(seed), "MINIRES_DEVICE": "cuda"}
+
+
+def _install_late_gpu() -> bool:
+    """In this process. A library that is loaded is found again by its name."""
+    if sys.platform != "linux":
+        return False
+    sys.path.insert(0, str(LATE_GPU))
+    ctypes.CDLL(f"{late_gpu_libraries()}/libcuda.so.1")
+    return _usable("cuda")
+
+
 _WANTED = [os.environ["MINIRES_DEVICE"]] if os.environ.get("MINIRES_DEVICE") else ["cpu", "cuda"]
 DEVICES = [name for name in _WANTED if _usable(name)]
+if DEVICES == ["cpu"] and "cuda" in _WANTED and _install_late_gpu():
+    DEVICES.append("late")
 
 
 def pytest_addoption(parser):
     parser.addoption("--no-sanitize", action="store_true", help="do not run the kernels' tests under the sanitizer too")
     parser.addoption("--sanitize-seed", type=int, default=0, help="decides the random order of the threads")
+    parser.addoption("--late-seed", type=int, default=0, help="decides when the late GPU does what")
     parser.addoption(
         "--no-pool", action="store_true", help="on a GPU: memory of its own for each array, as memcheck needs"
     )
@@ -62,7 +104,15 @@ def pytest_generate_tests(metafunc):
 @pytest.fixture(autouse=True)
 def current_device(request, monkeypatch):
     """Makes the device current; what a kernel leaves unwritten is then NaN, or -1 in an array of integers."""
-    name = "cpu" if request.param == "sanitizer" else request.param
+    name = {"sanitizer": "cpu", "late": "cuda"}.get(request.param, request.param)
+    if request.param == "late":
+        seed = zlib.crc32(f"{request.node.nodeid} {request.config.getoption('late_seed')}".encode())
+        print(f"the late GPU's seed is {seed}")  # shown where the test fails
+        for variable, value in late_gpu_environment(seed).items():
+            monkeypatch.setenv(variable, value)
+        import cupy
+
+        cupy.late_seed(seed)
     mr.set_device(name)
     now = device.current()
     with contextlib.ExitStack() as stack:
@@ -77,6 +127,7 @@ def current_device(request, monkeypatch):
 
         monkeypatch.setattr(now, "empty", poisoned)
         yield name
+        now.synchronize()
 
 
 @pytest.fixture(params=[np.float32, np.float64], ids=["float", "double"])

@@ -1,10 +1,12 @@
+import dataclasses
+
 import numpy as np
 import pytest
 import reference
 from reference import assert_close
 
 import minires as mr
-from minires import device
+from minires import device, functional
 
 SHAPES = [(2, 3, 1, 1), (1, 5, 3, 3), (4, 16, 8, 8), (3, 2, 7, 5), (40, 3, 16, 16), (2, 300, 2, 2), (9, 1, 33, 31)]
 
@@ -17,10 +19,16 @@ def make(rng, shape, dtype, offset=0.0):
     return [mr.Tensor(a, requires_grad=True) for a in (x, weight, bias)], running
 
 
+def set_reduction_threads(monkeypatch, threads):
+    tiling = device.current().tiling
+    geometry = dataclasses.replace(functional.GEOMETRY[tiling], reduction_threads=threads)
+    monkeypatch.setitem(functional.GEOMETRY, tiling, geometry)
+
+
 @pytest.mark.parametrize("threads", [32, 96])  # one warp, as on a CPU, and several, as on a GPU
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_training(rng, dtype, shape, threads, monkeypatch):
-    monkeypatch.setattr(device.current(), "reduction_threads", threads)
+    set_reduction_threads(monkeypatch, threads)
     (x, weight, bias), running = make(rng, shape, dtype)
     before = [r.numpy().astype(np.float64) for r in running]
     y = mr.functional.batch_norm(x, *running, weight, bias, training=True, momentum=0.3, eps=1e-3)
@@ -70,7 +78,7 @@ def test_variance_survives_a_mean_ten_thousand_times_larger(rng):
 @pytest.mark.parametrize("with_residual", [False, True], ids=["plain", "residual"])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_fused_with_relu(rng, dtype, shape, with_residual, training, threads, monkeypatch):
-    monkeypatch.setattr(device.current(), "reduction_threads", threads)
+    set_reduction_threads(monkeypatch, threads)
     (x, weight, bias), running = make(rng, shape, dtype)
     residual = mr.Tensor(rng.standard_normal(shape).astype(dtype), requires_grad=True) if with_residual else None
     dy = rng.standard_normal(shape).astype(dtype)

@@ -74,7 +74,7 @@ def test_weight_gradient_of_several_tiles_a_chunk(rng, dtype, width, stride):
     x, dy = rng.standard_normal((n, c, *size)).astype(dtype), rng.standard_normal((n, o, oh, ow)).astype(dtype)
     now = device.current()
     parts, d_weight = now.empty((chunks, c, 9, o), dtype), now.empty((o, c, 3, 3), dtype)
-    name = f"conv3x3_weight_{width}{'' if stride == 1 else '_strided'}"
+    name = f"conv3x3_weight<{width}, {stride}>"
     arrays = now.to_device(x), now.to_device(dy), parts
     device.launch(name, (1, 2, chunks), (18,), *arrays, n, c, *size, o, oh, ow, 1, 1)
     device.launch("conv3x3_weight_sum", (-(-c * 9 * o // 256),), (256,), parts, d_weight, chunks, c, o)
@@ -93,7 +93,7 @@ def launched_kernels(*arguments) -> set[str]:
 def test_which_kernels_run():
     x, weight = np.ones((1, 16, 32, 32), np.float32), np.ones((16, 16, 3, 3), np.float32)
     fast = launched_kernels(x, weight, 1, 1)
-    assert fast == {"conv3x3_pack_weight", "conv3x3_16x32", "conv3x3_weight_32", "conv3x3_weight_sum"}
+    assert fast == {"conv3x3_pack_weight", "conv3x3<16, 32, 1, 1>", "conv3x3_weight<32, 1>", "conv3x3_weight_sum"}
     readable = launched_kernels(x, weight, 1, 1, "im2col")
     assert {"im2col", "col2im", "sum_over_batch"} < readable
     assert not any(name.startswith("conv3x3") for name in readable)
@@ -104,8 +104,6 @@ def test_the_gpu_tiling_gives_the_same(monkeypatch, rng, current_device):
     """What BLOCKED=false makes of the kernels, compiled for the CPU."""
     if current_device != "cpu":
         pytest.skip("the GPU uses this tiling anyway")
-    from minires.device import cpu
-
     x = mr.Tensor(rng.standard_normal((3, 19, 17, 33)).astype(np.float32))
     weights = [mr.Tensor(rng.standard_normal((o, 19, 3, 3)).astype(np.float32)) for o in (16, 33, 64)]
 
@@ -113,14 +111,8 @@ def test_the_gpu_tiling_gives_the_same(monkeypatch, rng, current_device):
         return [mr.functional.conv2d(x, w, None, s, 1).numpy() for w in weights for s in (1, 2)]
 
     blocked = results()
-    source = '#line 1 "conv2d.cu"\n' + (device.KERNELS_DIR / "conv2d.cu").read_text()  # the rest need not be compiled
-    monkeypatch.setattr(device, "library_source", lambda: source)
-    monkeypatch.setattr(cpu.CpuDevice, "blocked", False)
-    device._library.cache_clear()
-    try:
-        striped = results()
-    finally:
-        device._library.cache_clear()
+    monkeypatch.setattr(device.current(), "tiling", "cuda")
+    striped = results()
     for a, b in zip(blocked, striped, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * np.abs(a).max())
 

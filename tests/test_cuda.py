@@ -1,58 +1,85 @@
 """Every kernel compiles with NVRTC for every architecture, without spills. No GPU is needed."""
 
-import re
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from minires.device.cuda import nvrtc_options
-from minires.device.source import Signature, expand_include, library_source
-
-nvrtc = pytest.importorskip("cupy.cuda", reason="NVRTC comes with CuPy: pip install cupy-cuda12x").nvrtc
+from minires import functional
+from minires.device.source import library_files, read_source
+from minires.watch.occupancy import SHARED_KB, Gpu, Resources, warps_by_resources
 
 ARCHITECTURES = [75, 80, 86, 89, 90, 100, 120]
+COMPILE = """
+import dataclasses, json, sys
+import numpy as np
+from minires.device import DeviceError
+from minires.watch.occupancy import resources
+code, names, dtype, architectures = json.load(sys.stdin)
+try:
+    found = [resources(code, tuple(names), a, np.dtype(dtype)) for a in architectures]
+except DeviceError as error:
+    sys.exit(str(error))
+print(json.dumps([{name: dataclasses.astuple(r) for name, r in one.items()} for one in found]))
+"""
 
 
-def compile_source(code: str, architecture: int, dtype: np.dtype) -> str:
-    """The log of ptxas. The test fails with the compiler's message."""
-    program = nvrtc.createProgram(expand_include(code), "kernels.cu", (), ())
-    options = (*nvrtc_options(dtype), f"--gpu-architecture=sm_{architecture}", "--ptxas-options=-v")
-    try:
-        nvrtc.compileProgram(program, options)
-    except nvrtc.NVRTCError:
-        pytest.fail(nvrtc.getProgramLog(program))
-    assert len(nvrtc.getCUBIN(program)) > 10_000
-    return nvrtc.getProgramLog(program)
+def compile_everywhere(code: str, names: list[str], dtype: str = "float32") -> list[dict[str, Resources]]:
+    """What ptxas says for each architecture, by the real CuPy in a process of its own."""
+    if importlib.util.find_spec("cupy") is None:
+        pytest.skip("NVRTC comes with CuPy: pip install cupy-cuda12x")
+    path = [p for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p and "late_gpu" not in p]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([*path, str(Path(__file__).parent.parent)])}
+    result = subprocess.run(
+        [sys.executable, "-c", COMPILE],
+        input=json.dumps([code, names, dtype, ARCHITECTURES]),
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    return [{name: Resources(*r) for name, r in one.items()} for one in json.loads(result.stdout)]
 
 
-KERNEL = re.compile(
-    r"Compiling entry function '(\w+)'.*?(\d+) bytes spill stores, (\d+) bytes spill loads"
-    r".*?Used (\d+) registers[^\n]*?(?:, (\d+) bytes smem|\n|$)",
-    re.DOTALL,
-)
-SHARED_PER_SM = {75: 64, 80: 164, 86: 100, 89: 100, 90: 228, 100: 228, 120: 100}  # KB
-ONE_WARP = re.compile(r"gemm_.*_\d+x\d+|conv3x3_(weight_)?\d.*")  # the register-blocked kernels: a block is a warp
+def instances(stem: str) -> dict[str, int]:
+    """The instances of a file's templates that the cuda device's tables name, with their threads a block."""
+    return {name: threads for name, threads in functional.instances("cuda").items() if library_files()[name.split("<")[0]].stem == stem}
 
 
-def resident_warps(architecture: int, registers: int, shared: int, warps: int) -> int:
-    """Of a multiprocessor, by the registers and the shared memory of a block: CUDA's occupancy calculation."""
-    by_registers = 65536 // (-(-registers // 8) * 8 * 32 * warps)
-    by_shared = SHARED_PER_SM[architecture] * 1024 // (shared + 1024)  # CUDA keeps 1 KB for itself
-    return min(by_registers, by_shared) * warps
-
-
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_compiles(architecture, dtype, current_device):
-    if current_device == "cuda":
+@pytest.mark.parametrize("stem", sorted({path.stem for path in library_files().values()}))
+def test_compiles(stem, dtype, current_device):
+    if current_device != "cpu":
         pytest.skip("once is enough: this does not depend on the current device")
-    found = KERNEL.findall(compile_source(library_source(), architecture, dtype))
-    assert len(found) == len(Signature.parse(library_source(), dtype)) > 50
-    for name, stores, loads, registers, shared in found:
-        blocked = bool(ONE_WARP.fullmatch(name))
-        if blocked and dtype == np.float64:
-            continue  # double serves gradient checks; twice the registers are not there
-        assert (int(stores), int(loads)) == (0, 0), f"{name} spills registers to memory"
-        warps = resident_warps(architecture, int(registers), int(shared or 0), 1 if blocked else 8)
-        # A register-blocked thread has 128 independent sums: a few warps hide the latency. The others need many.
-        planned = 24 if not blocked else 1 if architecture == 75 else 2 if SHARED_PER_SM[architecture] == 100 else 4
-        assert warps >= planned, f"{name}: {warps} warps fit a multiprocessor, planned were {planned}"
+    path = next(p for p in library_files().values() if p.stem == stem)
+    text = path.read_text()
+    from minires.device.source import find_kernels
+
+    threads = {k.name: 256 for k in find_kernels(text).values() if k.template is None} | instances(stem)
+    assert len(threads) >= 1
+    for architecture, found in zip(ARCHITECTURES, compile_everywhere(read_source(path), list(threads), dtype.name), strict=True):
+        assert found.keys() == threads.keys()
+        for name, used in found.items():
+            if "<" in name and dtype == np.float64:
+                continue  # double serves gradient checks; twice the registers are not there
+            assert used.spill_bytes == 0, f"{name} spills registers to memory on sm_{architecture}"
+            assert used.registers <= (64 if "<" not in name else 255), f"{name} on sm_{architecture}"
+
+
+def test_occupancy_by_hand():
+    """CUDA's occupancy calculator for a multiprocessor of compute capability 8.0."""
+    a100 = Gpu(80, 108, 64, 32, SHARED_KB[80], 1410, 1555, 19.5, "")
+    for registers, shared, threads, warps in [
+        (32, 0, 256, 64),
+        (64, 0, 256, 32),
+        (65, 0, 256, 24),  # 72 registers are given
+        (255, 0, 32, 8),
+        (32, 48 * 1024, 128, 12),  # 3 blocks of 49 KB
+        (16, 0, 32, 32),  # no more than 32 blocks
+    ]:
+        assert warps_by_resources(a100, Resources(registers, 0, shared), threads) == warps

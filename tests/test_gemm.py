@@ -35,7 +35,9 @@ def test_every_kernel_is_the_matrix_product(rng, dtype, kind, variant, shape):
     height, width = (16, 16) if variant == "tiled" else map(int, variant.split("x"))
     block = (16, 16) if variant == "tiled" else (32,)
     grid = (-(-n // width), -(-m // height), 2)  # fewer than the batch: a block then goes on to the next matrix
-    device.launch(f"gemm_{kind}_{variant}", grid, block, stored_a, stored_b, c, m, n, k, m * k, k * n, m * n, batch)
+    transposed = ", ".join(str(k == "t").lower() for k in kind)
+    name = f"gemm_tiled<{transposed}>" if variant == "tiled" else f"gemm_blocked<{height}, {width}, 8, 16, {transposed}>"
+    device.launch(name, grid, block, stored_a, stored_b, c, m, n, k, m * k, k * n, m * n, batch)
     expected = a.astype(np.float64) @ b.astype(np.float64)
     assert_close(device.current().to_host(c), expected, dtype)
 

@@ -10,26 +10,24 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from .sanitizer import Sanitizer, SanitizerError
-from .source import KERNELS_DIR, DeviceError, Module, Signature, arrays_in, library_source
+from .source import KERNELS_DIR, MAX_POINTERS, DeviceError, Module, arrays_in, base_name, library_files, read_source
 
 __all__ = [
     "KERNELS_DIR",
+    "MAX_POINTERS",
     "DeviceError",
     "RawKernel",
-    "SanitizerError",
-    "Signature",
     "current",
     "describe_device",
     "get_device",
     "launch",
     "observe",
-    "sanitize",
     "set_device",
 ]
 
@@ -84,45 +82,27 @@ def set_device(name: str) -> None:
     _current = _make(name)
 
 
-@contextlib.contextmanager
-def sanitize(checks: str | Iterable[str] = "all", seed: int = 0) -> Iterator[None]:
-    """Within this context kernels run slowly, one thread after another, and what CUDA leaves undefined is an error.
-
-    `checks` are "all" or some of "race", "mem", "init" and "sync", as a list or with commas between; MINIRES_SANITIZE
-    is the same for a whole process. Launches run in forward, reverse and random orders, which `seed` decides. Only
-    arrays made within the context are checked for "init". Raises SanitizerError, with kernel, source line, block,
-    thread, array and index, where it finds something; ValueError for an unknown check; DeviceError on a GPU, where
-    NVIDIA's compute-sanitizer does this.
-    """
-    now = current()
-    if now.name != "cpu":
-        raise DeviceError("the sanitizer is one of the cpu device; on a GPU run NVIDIA's compute-sanitizer")
-    before, now.sanitizer = now.sanitizer, Sanitizer(checks, seed)
-    try:
-        yield
-    finally:
-        now.sanitizer = before
-
-
 @functools.cache
-def _library(device, scalar: np.dtype, sanitized: bool) -> Module:
-    return device.compile(library_source(), scalar)
+def _library(device, file: Path, scalar: np.dtype, tiling: str, watched: type | None) -> Module:
+    return device.compile(read_source(file), scalar)
 
 
 def launch(
     name: str, grid: tuple[int, ...], block: tuple[int, ...], *args: Any, scalar: np.dtype | None = None
 ) -> None:
-    """Launch the kernel `name` of `kernels/` on the current device.
+    """Launch a kernel of `kernels/`, `relu_forward` or an instance of a template, `gemm<...>`, on the current device.
 
-    `args` are device arrays (None is a null pointer), lists of them where the parameter is a pointer to pointers, and
-    Python or NumPy scalars, in the order of the kernel's parameters. `scalar`, or the dtype of the first
-    floating-point array, says which of the two modules is used.
-    Raises TypeError where an argument does not fit its parameter.
+    `args` are device arrays (None is a null pointer), lists of them where the parameter is a Pointers<T>, and Python or
+    NumPy scalars, in the order of the kernel's parameters. `scalar`, or the dtype of the first floating-point array,
+    is scalar_t. Raises ValueError for an unknown kernel, TypeError where an argument does not fit its parameter.
     """
     now = current()
     if scalar is None:
         scalar = next(a.dtype for a in arrays_in(args, now.array_type) if a.dtype.kind == "f")
-    kernel = _library(now, scalar, now.sanitizer is not None).kernel(name)
+    file = library_files().get(base_name(name))
+    if file is None:
+        raise ValueError(f"no kernel {name!r} in {KERNELS_DIR}")
+    kernel = _library(now, file, scalar, now.tiling, type(now.watcher)).kernel(name, together=True)
     if _observer is None:
         kernel(grid, block, args)
     else:
@@ -147,13 +127,16 @@ def observe(observer: Observer) -> Iterator[None]:
 class RawKernel:
     """A CUDA C++ kernel of your own, compiled for the current device and called as `cupy.RawKernel` is.
 
-    `code` is CUDA C++17 that holds `extern "C" __global__ void name(...)`; `#include "common.cuh"` finds the one in
-    `kernels/`, and `scalar_t` is float. `kernel(grid, block, args)` launches it on the current device: `grid` and
-    `block` are tuples of one to three integers, `args` a tuple of device arrays (None is a null pointer) and scalars.
-    Scalars are converted to their parameter's type; an array must have it already.
+    `code` is CUDA C++17 that holds `__global__ void name(...)`, and `name` a name expression: for a template,
+    "scale<float, 4>". `#include "common.cuh"` finds the one in `kernels/`, and `scalar_t` is float.
+    `kernel(grid, block, args, shared_mem=0)` launches it on the current device: `grid` and `block` are tuples of one to
+    three integers, `args` a tuple of device arrays (None is a null pointer) and scalars, `shared_mem` the bytes of its
+    `extern __shared__` arrays. Scalars are converted to their parameter's type; an array must have it already. A
+    structure is given as a NumPy structured scalar, and an array of vectors (float4) or structures as an array of a
+    dtype of that size, or with a last axis of that many bytes.
 
-    Raises DeviceError with the compiler's message where the code does not compile, TypeError or ValueError where an
-    argument or the launch geometry does not fit.
+    Raises DeviceError with the compiler's message where the code does not compile, ValueError where it has no such
+    kernel, TypeError or ValueError where an argument or the launch geometry does not fit.
     """
 
     def __init__(self, code: str, name: str) -> None:
@@ -162,12 +145,13 @@ class RawKernel:
 
     def _compiled(self) -> Callable:
         now = current()
-        return _user_module(now, self._code, now.sanitizer is not None).kernel(self._name)
+        return _user_module(now, self._code, now.tiling, type(now.watcher)).kernel(self._name)
 
-    def __call__(self, grid: tuple[int, ...], block: tuple[int, ...], args: tuple) -> None:
-        self._compiled()(grid, block, args)
+    def __call__(self, grid: tuple[int, ...], block: tuple[int, ...], args: tuple, shared_mem: int = 0) -> None:
+        self._compiled()(grid, block, args, shared_mem)
 
 
 @functools.lru_cache(maxsize=256)
-def _user_module(device, code: str, sanitized: bool) -> Module:
+def _user_module(device, code: str, tiling: str, watched: type | None) -> Module:
+    code = code.removeprefix("\ufeff")
     return device.compile(f'#line 1 "RawKernel"\n{code}', np.dtype(np.float32))

@@ -11,18 +11,35 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
 import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from filelock import FileLock
 
-from .sanitizer import Sanitizer
-from .source import DeviceError, Module, Signature, expand_include, pack_arguments
+from .source import (
+    HOST_HEADERS,
+    MAX_POINTERS,
+    MAX_SHARED,
+    DeviceError,
+    Module,
+    Parameter,
+    Signature,
+    base_name,
+    blank,
+    expand_includes,
+    find_kernels,
+    parameter_name,
+    spaces,
+)
 
-_HEADER = Path(__file__).with_name("cuda_on_cpu.h")
+_HERE = Path(__file__).parent
 _FLAGS = ["-std=c++17", "-fPIC", "-pthread", "-fvisibility=hidden", "-march=native", "-w"]
 _FLAGS += ["-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"]  # what NVRTC assumes too; NaN stays NaN
 
@@ -71,64 +88,205 @@ def _processor() -> str:
         return platform.processor()
 
 
-def build(code: str, scalar: np.dtype, blocked: bool = True, sanitize: bool = False) -> Path:
-    """The shared library with the kernels of `code`, from the cache or compiled now.
+# ---------------------------------------------------------------------------------------------------------------------
+# From CUDA C++ to a shared library
 
-    Two processes may compile the same code at once: each writes a file of its own and renames it into place.
-    """
-    compiler = _compiler()
-    version = subprocess.run([*compiler, "--version"], capture_output=True, text=True, check=False).stdout
-    is_clang = "clang" in version
-    unit = expand_include(code) + "".join(f"\nMINIRES_KERNEL({name})" for name in Signature.parse(code, scalar)) + "\n"
-    if not is_clang:  # g++ spells CUDA's pragma its own way
-        unit = unit.replace("#pragma unroll", "#pragma GCC unroll 16")
-    c_type = {"float32": "float", "float64": "double"}[scalar.name]
-    flags = [*_FLAGS, f"-Dscalar_t={c_type}", f"-DBLOCKED={str(blocked).lower()}"]
-    if sanitize:
-        unit = _SHARED.sub(_shared_between_red_zones, unit)
-        flags += _SANITIZE_FLAGS
-    else:
-        flags += _tuning(is_clang)
-    flags += _user_flags()
-    runtime = [path.read_text() for path in sorted(_HEADER.parent.glob("*.[hc]*"))]
-    key = hashlib.sha256("\0".join([unit, *runtime, *compiler, *flags, version, _processor()]).encode()).hexdigest()
-    library = _cache_dir() / f"{key[:32]}.so"
-    if not library.exists():
-        _compile(compiler, flags, unit, library, sanitize)
+
+@dataclass(frozen=True)
+class Instruments:
+    """What kernels are compiled with to be watched: a header in the place of threads.h, and a runtime beside them."""
+
+    header: Path
+    runtime: tuple[Path, ...]
+    rewrite: Callable[[str], str]
+    gcc_flags: tuple[str, ...]
+    clang_flags: tuple[str, ...]
+
+
+@dataclass
+class Library:
+    """Compiled kernels: the file, the loaded library, and each kernel's signature and symbol by name expression."""
+
+    path: Path
+    loaded: ctypes.CDLL
+    kernels: dict[str, tuple[Signature, str]] = field(default_factory=dict)
+
+
+def compile_library(
+    code: str, names: tuple[str, ...], scalar: np.dtype, tiling: str, instruments: Instruments | None = None
+) -> Library:
+    """The kernels of some name expressions, from the cache or compiled now."""
+    path = build(code, names, scalar, tiling, instruments)
+    library, texts = Library(path, ctypes.CDLL(str(path))), find_kernels(code)
+    for i, name in enumerate(names):
+        describe = library.loaded[f"minires_parameters_{i}"]
+        describe.restype = ctypes.c_char_p
+        text = texts.get(base_name(name))
+        words = [p.split(" ") for p in describe().decode().split(",")[:-1]]
+        written = text.parameters if text and len(text.parameters) == len(words) else [""] * len(words)
+        parameters = [
+            Parameter(parameter_name(p, n), kind, np.dtype(of) if of else None)
+            for n, (p, (kind, of)) in enumerate(zip(written, words, strict=True), start=1)
+        ]
+        library.kernels[name] = Signature(name, tuple(parameters)), f"minires_launch_{i}"
     return library
 
 
-_SHARED = re.compile(
-    r"__shared__\s+(?:__align__\(\d+\)\s+)?(?P<type>(?:unsigned\s+)?\w+)\s+(?P<names>\w+(?:\[[^\]]+\]|[\s\w,])*);"
-)
+def build(
+    code: str, names: tuple[str, ...], scalar: np.dtype, tiling: str, instruments: Instruments | None = None
+) -> Path:
+    """The shared library with kernels of `code`, from the cache or compiled now, whole or not at all."""
+    compiler = _compiler()
+    version = subprocess.run([*compiler, "--version"], capture_output=True, text=True, check=False).stdout
+    is_clang = "clang" in version
+    wanted = {base_name(name) for name in names}
+    unit = prepare(code, wanted)
+    if instruments:
+        unit = instruments.rewrite(unit)
+    entries = "".join(f"\nMINIRES_KERNEL({i}, {name})" for i, name in enumerate(names))
+    unit = f'{unit}\n#line 1 "entries"{entries}\n'
+    if not is_clang:  # g++ spells CUDA's pragma its own way, and needs a number
+        unit = _UNROLL.sub(lambda m: f"#pragma GCC unroll {m[1] or 16}", unit)
+    c_type = {"float32": "float", "float64": "double"}[scalar.name]
+    flags = [*_FLAGS, f"-Dscalar_t={c_type}", f"-DBLOCKED={str(tiling == 'cpu').lower()}"]
+    if instruments:
+        flags += [f'-DMINIRES_WATCHED="{instruments.header}"', "-fno-delete-null-pointer-checks"]
+        flags += instruments.clang_flags if is_clang else instruments.gcc_flags
+    else:
+        flags += _tuning(is_clang)
+    flags += _user_flags()
+    sources = [*sorted(_HERE.rglob("*.h")), *(instruments.runtime if instruments else ())]
+    sources += [instruments.header] if instruments else []
+    runtime = [path.read_text() for path in sources]
+    key = hashlib.sha256("\0".join([unit, *runtime, *compiler, *flags, version, _processor()]).encode()).hexdigest()[:32]
+    folder = _cache_dir()
+    if (library := _cached(folder, key)) is None:
+        lock = folder / f".{key}.lock"
+        with FileLock(lock):  # of several processes one compiles, the others wait for it
+            if (library := _cached(folder, key)) is None:
+                library = _compile(compiler, flags, unit, code, folder, key, instruments)
+        lock.unlink(missing_ok=True)
+    return library
 
 
-def _shared_between_red_zones(declaration: re.Match) -> str:
-    """Each array of shared memory that is declared becomes one between red zones, and keeps its name: sanitizer.h."""
-    arrays = re.findall(r"(\w+)\s*((?:\[[^\]]+\]\s*)*)(?:,|$)", declaration["names"].strip())
-    return " ".join(f"MINIRES_SHARED({declaration['type']}, {name}, {dims});" for name, dims in arrays)
+_UNROLL = re.compile(r"#pragma unroll\b[ \t]*\(?(\d+)?[^\n]*")
 
 
-# Of DWARF 5, addr2line of binutils 2.40 gets a unit's first file wrong.
-_SANITIZE_FLAGS = ["-O1", "-g1", "-gdwarf-4", "-fsanitize=thread", "-DMINIRES_SANITIZE"]
+def _cached(folder: Path, key: str) -> Path | None:
+    """The library of this key, whose name ends in a checksum: a damaged one would kill the process that loads it."""
+    for path in folder.glob(f"{key}-*.so"):
+        if _digest(path) == path.stem.split("-")[1]:
+            return path
+        print(f"{path} is damaged and is compiled anew", file=sys.stderr)
+        path.unlink(missing_ok=True)
+    return None
 
 
-def _compile(compiler: list[str], flags: list[str], unit: str, library: Path, sanitize: bool) -> None:
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+
+
+def prepare(code: str, wanted: set[str]) -> str:
+    """`code` as a C++ compiler takes it: without the kernels that are not wanted, its headers and arrays made known."""
+    for kernel in find_kernels(code).values():
+        if kernel.name not in wanted:
+            code = code[: kernel.begin] + spaces(code[kernel.begin : kernel.end]) + code[kernel.end :]
+    code = expand_includes(code, _header)
+    code = re.sub(r"\bstatic\s+(?=__(?:constant|shared|device)__)|(?<=__constant__)\s+static\b", "", code)
+    code, dynamic = _DYNAMIC.subn(r"MINIRES_DYNAMIC_SHARED \1 __asm__(MINIRES_DYNAMIC_SYMBOL);", code)
+    return f"MINIRES_DYNAMIC_MEMORY({MAX_SHARED})\n{code}" if dynamic else code
+
+
+_DYNAMIC = re.compile(r"(?:\bextern\s+__shared__|__shared__\s+extern)\s+([^;()]*(?:\(\d+\))?[^;()]*\[\s*\])\s*;")
+
+
+def _header(name: str) -> str | None:
+    own = _HERE / "include" / name
+    if own.exists():
+        return f'#include "{own.as_posix()}"'
+    return "" if HOST_HEADERS.fullmatch(name) else None
+
+
+def _compile(
+    compiler: list[str], flags: list[str], unit: str, code: str, cache: Path, key: str, instruments: Instruments | None
+) -> Path:
     try:
-        folder = tempfile.TemporaryDirectory(dir=library.parent, prefix=".compile-")
+        folder = tempfile.TemporaryDirectory(dir=cache, prefix=".compile-")
     except OSError as error:
-        raise DeviceError(f"cannot write to {library.parent} ({error}): set XDG_CACHE_HOME") from None
+        raise DeviceError(f"cannot write to {cache} ({error}): set XDG_CACHE_HOME") from None
     with folder as name:
-        kernels, runtime, linked = (f"{name}/{file}" for file in ("kernels.o", "runtime.o", "linked.so"))
-        steps = [[*flags, "-include", str(_HEADER), "-c", "-x", "c++", "-", "-o", kernels]]
-        if sanitize:  # the runtime itself is not watched
-            steps += [[*_FLAGS, "-O2", "-c", str(_HEADER.with_name("sanitizer.cpp")), "-o", runtime]]
-        steps += [[*_FLAGS, *_user_flags(), "-shared", kernels, *([runtime] if sanitize else []), "-o", linked]]
+        kernels, linked = f"{name}/kernels.o", Path(name) / "linked.so"
+        steps = [[*flags, "-include", str(_HERE / "cuda_on_cpu.h"), "-c", "-x", "c++", "-", "-o", kernels]]
+        objects = [kernels]
+        for source in instruments.runtime if instruments else ():  # the runtime itself is not watched
+            objects.append(str(_runtime_object(compiler, source, cache)))
+        steps += [[*_FLAGS, *_user_flags(), "-shared", *objects, "-o", str(linked)]]
         for step in steps:
             result = subprocess.run([*compiler, *step], input=unit, capture_output=True, text=True, check=False)
             if result.returncode:
-                raise DeviceError(f"{compiler[0]} could not compile the kernels:\n{result.stderr.strip()}")
-        os.replace(linked, library)
+                reason = _explain(blank(unit), result.stderr)
+                raise DeviceError(reason or f"{compiler[0]} could not compile the kernels:\n{result.stderr.strip()}")
+        path = cache / f"{key}-{_digest(linked)}.so"
+        os.replace(linked, path)
+        return path
+
+
+def _runtime_object(compiler: list[str], source: Path, cache: Path) -> Path:
+    """The runtime of watched kernels does not change with them: it is compiled once."""
+    texts = [path.read_text() for path in (source, *sorted(source.parent.glob("*.h")), _HERE / "fibers.h")]
+    path = cache / f"{hashlib.sha256(chr(0).join([*compiler, *texts]).encode()).hexdigest()[:32]}.o"
+    if not path.exists():
+        with tempfile.TemporaryDirectory(dir=cache, prefix=".compile-") as folder:
+            compiled = f"{folder}/{source.stem}.o"
+            command = [*compiler, *_FLAGS, "-O2", "-c", str(source), "-o", compiled]
+            result = subprocess.run(command, capture_output=True, text=True, check=False)
+            if result.returncode:
+                raise DeviceError(f"{compiler[0]} could not compile {source.name}:\n{result.stderr.strip()}")
+            os.replace(compiled, path)
+    return path
+
+
+_NOT_HERE = {  # what it is called: how it looks, and a word of the compiler's message about it
+    "textures and surfaces": (
+        r"\b(?:texture\s*<|cudaTextureObject_t|cudaSurfaceObject_t|surface\s*<|tex[123]D\w*|surf[123]D\w*|tex1Dfetch)",
+        "tex|surf|Texture|Surface",
+    ),
+    "inline PTX (asm)": (r"\b(?:asm|__asm__)\b\s*(?:volatile\b|__volatile__\b)?\s*\(\s*\"", "asm|Assembler|invalid|Error"),
+    "tensor cores (nvcuda::wmma)": (r"\b(?:nvcuda|wmma)\b", "nvcuda|wmma"),
+    "half precision": (
+        r"\b(?:__half2?|half2?|__nv_bfloat162?|nv_bfloat16|bfloat162?|__nv_fp8\w*|__\w*half2?\w*)\b",
+        "half|bfloat|fp8",
+    ),
+    "asynchronous copies and pipelines": (
+        r"\b(?:cuda::(?:std|pipeline|barrier|ptx|memcpy_async|atomic)\w*|__pipeline_\w+|memcpy_async|pipeline)\b",
+        "cuda|pipeline|memcpy_async",
+    ),
+    "random numbers of cuRAND": (r"\bcurand\w*", "curand"),
+    "a launch from a kernel (<<<...>>>)": (r"<<<", "expected|primary-expression"),
+    "synchronising the grid or clusters": (
+        r"\b(?:this_grid|grid_group|this_multi_grid|this_cluster|__cluster_dims__|cluster_group)\b",
+        "grid|cluster",
+    ),
+}
+
+
+def _explain(unit: str, message: str) -> str | None:
+    """One sentence for what cannot be had on a CPU; None where the mistake is the kernel's own."""
+    if missing := re.search(r"fatal error: '?([^:'\n]+)'?(?: file not found|: No such file)", message):
+        place = re.search(rf"^[^\n]*?(\S+:\d+):\d+: fatal error: '?{re.escape(missing[1])}", message, re.MULTILINE)
+        return f"{place[1] if place else 'RawKernel'}: there is no header {missing[1]!r} on the cpu device"
+    for what, (pattern, words) in _NOT_HERE.items():
+        if re.search(words, message) and (found := re.search(pattern, unit)):
+            return f"{_place(unit, found.start())}: {what} cannot be had on the cpu device: {found[0].strip()!r}"
+    return None
+
+
+def _place(unit: str, position: int) -> str:
+    """`file:line` of a place in a unit, by the #line above it."""
+    before = unit[:position]
+    number = before.count("\n") + 1
+    marks = [(m, before.count("\n", 0, m.start()) + 1) for m in re.finditer(r"^#line (\d+)(.*)$", before, re.MULTILINE)]
+    return f"RawKernel:{number - marks[-1][1] - 1 + int(marks[-1][0][1]) if marks else number}"
 
 
 def _thread_count() -> int:
@@ -157,17 +315,16 @@ class CpuDevice:
 
     name = "cpu"
     is_recording = False
-    blocked = True  # see kernels/common.cuh
-    reduction_threads = 32  # of a block that adds up many values
-    blocks_wanted = 64  # of a reduction that can be cut into any number: it is the same for any number of OS threads
+    tiling = "cpu"  # which table of tiles the operations use
     array_type = np.ndarray
+    default_watcher: Callable[[], Any] = staticmethod(lambda: None)
 
     def __init__(self) -> None:
         self.threads = _thread_count()
         # A training step asks for the same sizes each time. Fresh memory costs a page fault every 4 KB, so keep it.
         self._pools: dict[int, list[np.ndarray]] = defaultdict(list)
-        checks = os.environ.get("MINIRES_SANITIZE", "0")
-        self.sanitizer = Sanitizer(checks) if checks not in ("", "0") else None
+        # None, or what compiles and runs the launches in this device's place: see minires/watch.
+        self.watcher = self.default_watcher()
 
     def description(self) -> str:
         return f"cpu, {self.threads} threads, {' '.join(_compiler())}"
@@ -176,9 +333,9 @@ class CpuDevice:
         """An uninitialised array of device memory."""
         count = math.prod(shape)
         nbytes = max(count * np.dtype(dtype).itemsize, 1)
-        if self.sanitizer:
+        if self.watcher:
             memory = np.empty(nbytes, np.uint8)
-            self.sanitizer.tracker.add(memory)
+            self.watcher.allocated(memory)
         else:
             memory = np.asarray(_Memory(self._pools[nbytes], nbytes))
         return memory[: count * np.dtype(dtype).itemsize].view(dtype).reshape(shape)
@@ -196,14 +353,20 @@ class CpuDevice:
     def assign(self, target: np.ndarray, source: np.ndarray) -> None:
         """Copy an array of the host or the device into a device array of the same shape and dtype."""
         np.copyto(target, source)
-        if self.sanitizer and (written := self.sanitizer.tracker.find(target)) is not None:
-            written[...] = 1
+        if self.watcher:
+            self.watcher.written(target)
+
+    assign_later = assign
 
     def to_host(self, array: np.ndarray) -> np.ndarray:
         """A copy of a device array as a NumPy array."""
-        if self.sanitizer:
-            self.sanitizer.check_written(array)
+        if self.watcher:
+            self.watcher.read(array)
         return np.array(array)
+
+    def when_read(self, check: Callable[[], None]) -> None:
+        """Run `check`, which reads from the device: here at once, on a GPU when the host next waits for it anyway."""
+        check()
 
     def synchronize(self) -> None:
         """Kernels have ended when their launch returns: nothing to wait for."""
@@ -220,24 +383,60 @@ class CpuDevice:
 
     def compile(self, code: str, scalar: np.dtype) -> Module:
         """Compile CUDA C++, with `scalar` as scalar_t. Raises DeviceError with the compiler's message."""
-        path = build(code, scalar, self.blocked, self.sanitizer is not None)
-        library = ctypes.CDLL(str(path))
 
-        def function(signature: Signature) -> Callable:
-            if self.sanitizer:
-                return lambda *launch: self.sanitizer.launch(path, library, signature, *launch)
-            launcher = library[f"minires_launch_{signature.name}"]
+        def compile_names(names: tuple[str, ...]) -> dict:
+            if self.watcher:
+                return self.watcher.compile(self, code, names, scalar)
+            return self.runs(compile_library(code, names, scalar, self.tiling), code)
+
+        return Module(code, np.ndarray, compile_names)
+
+    def runs(self, library: Library, code: str) -> dict:
+        """How each kernel of a library is run, unwatched."""
+        threads = 1 if re.search(r"\bprintf\s*\(", blank(code)) else None  # lines then come in order
+
+        def one(signature: Signature, symbol: str) -> tuple[Signature, Callable]:
+            launcher = library.loaded[symbol]
             launcher.restype = ctypes.c_int64
-            return lambda grid, block, args: self._launch(signature.name, launcher, grid, block, args)
-
-        return Module(code, scalar, np.ndarray, function)
-
-    def _launch(self, name: str, launcher: Callable, grid: tuple, block: tuple, args: list) -> None:
-        values, pointers = pack_arguments(args)
-        stuck = launcher((ctypes.c_uint * 6)(*grid, *block), pointers, self.threads)
-        if stuck >= 0:
-            index = stuck % grid[0], stuck // grid[0] % grid[1], stuck // grid[0] // grid[1]
-            raise DeviceError(
-                f"kernel {name}, block {index}: some threads wait at a barrier or warp primitive that the others of "
-                "the block never reach (a barrier in a branch, or a mask that names absent lanes)"
+            return signature, lambda grid, block, args, _: self._launch(
+                signature.name, launcher, grid, block, args, threads or self.threads
             )
+
+        return {name: one(*found) for name, found in library.kernels.items()}
+
+    def _launch(self, name: str, launcher: Callable, grid: tuple, block: tuple, args: list, threads: int) -> None:
+        values, pointers = pack_arguments(args)
+        message = ctypes.create_string_buffer(512)
+        stopped = launcher((ctypes.c_uint * 6)(*grid, *block), pointers, threads, message)
+        if stopped < 0:
+            return
+        if message.value:
+            raise DeviceError(f"kernel {name}, {message.value.decode()}")
+        index = stopped % grid[0], stopped // grid[0] % grid[1], stopped // grid[0] // grid[1]
+        raise DeviceError(
+            f"kernel {name}, block {index}: some threads wait at a barrier or warp primitive that the others of "
+            "the block never reach (a barrier in a branch, or a mask that names absent lanes)"
+        )
+
+
+def pack_arguments(args: list) -> tuple[list, ctypes.Array]:
+    """The arguments as C values, and an array of their addresses, which is good as long as the values are kept."""
+    values = [_c_value(a) for a in args]
+    return values, (ctypes.c_void_p * len(values))(*map(ctypes.addressof, values))
+
+
+def _c_value(argument: Any) -> Any:
+    if argument is None or isinstance(argument, np.ndarray):
+        return ctypes.c_void_p(_address(argument))
+    if isinstance(argument, list):
+        return (ctypes.c_void_p * MAX_POINTERS)(*map(_address, argument))
+    if isinstance(argument, np.void):
+        return (ctypes.c_char * argument.nbytes).from_buffer_copy(argument)
+    return _C[argument.dtype](argument)
+
+
+def _address(array: np.ndarray | None) -> int | None:
+    return None if array is None else array.__array_interface__["data"][0]
+
+
+_C = {np.dtype(t): c for t, c in ((t, np.ctypeslib.as_ctypes_type(t)) for t in "?bBhHiIqQfd")}

@@ -2,19 +2,124 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import importlib.util
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from .source import DeviceError, Module, Signature, expand_include
+from .source import (
+    HOST_HEADERS,
+    MAX_POINTERS,
+    DeviceError,
+    KernelText,
+    Module,
+    Parameter,
+    Signature,
+    base_name,
+    expand_includes,
+    find_kernels,
+    parameter_name,
+    split,
+)
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Compiling
 
 
 def nvrtc_options(scalar: np.dtype) -> tuple[str, ...]:
     """The options that every kernel is compiled with."""
     c_type = {"float32": "float", "float64": "double"}[scalar.name]
-    return ("-std=c++17", f"-Dscalar_t={c_type}", "-DBLOCKED=false")
+    return ("-std=c++17", f"-Dscalar_t={c_type}", "-DBLOCKED=false", *(f"-I{path}" for path in _include_paths()))
+
+
+def _include_paths() -> list[Path]:
+    """Where cooperative_groups.h is: NVIDIA's wheel brings CUDA's headers."""
+    spec = importlib.util.find_spec("nvidia")
+    roots = map(Path, spec.submodule_search_locations if spec else ())
+    return [path for root in roots for path in (root / "cuda_runtime" / "include",) if path.is_dir()]
+
+
+def prepare(code: str) -> str:
+    """`code` as NVRTC takes it, which knows no headers of C and of host programs."""
+    return expand_includes(code, _header)
+
+
+_FIXED_WIDTH = "".join(
+    f"typedef {'unsigned ' if u else 'signed '}{name} {u}int{bits}_t;"
+    for u in ("", "u")
+    for bits, name in ((8, "char"), (16, "short"), (32, "int"), (64, "long long"))
+)
+_LIMITS = (
+    "constexpr float FLT_MAX = 3.402823466e+38f, FLT_MIN = 1.175494351e-38f, FLT_EPSILON = 1.192092896e-7f; "
+    "constexpr double DBL_MAX = 1.7976931348623157e+308, DBL_EPSILON = 2.2204460492503131e-16; "
+    "constexpr int INT_MAX = 2147483647, INT_MIN = -INT_MAX - 1; constexpr unsigned UINT_MAX = 0xffffffffu;"
+)
+
+
+def _header(name: str) -> str | None:
+    if name in ("stdint.h", "cstdint", "inttypes.h"):
+        return _FIXED_WIDTH
+    if name in ("float.h", "cfloat", "limits.h", "climits"):
+        return _LIMITS
+    if re.fullmatch(r"c?(?:std(?:io|lib|bool|def)|math|assert|string|time)(?:\.h)?|[a-z_]+", name):
+        return ""
+    return "" if HOST_HEADERS.fullmatch(name) and "fp" not in name else None
+
+
+_C_TYPES = {
+    "float": np.float32,
+    "double": np.float64,
+    "bool": np.bool_,
+    "char": np.int8,
+    "signed char": np.int8,
+    "unsigned char": np.uint8,
+    "uchar": np.uint8,
+    "short": np.int16,
+    "unsigned short": np.uint16,
+    "ushort": np.uint16,
+    "int": np.int32,
+    "unsigned": np.uint32,
+    "unsigned int": np.uint32,
+    "uint": np.uint32,
+    "long long": np.int64,
+    "unsigned long long": np.uint64,
+    "size_t": np.uint64,
+    "clock_t": np.int64,
+    **{f"{u}int{bits}_t": getattr(np, f"{u}int{bits}") for u in ("", "u") for bits in (8, 16, 32, 64)},
+}
+_NOISE = re.compile(r"\b(?:const|__restrict__|restrict|volatile|__grid_constant__|struct|typename|signed(?= (?:int|short)))\b")
+
+
+def signature_of(text: KernelText | None, name: str, scalar: np.dtype) -> Signature:
+    """What can be read of a kernel's parameters in its source. A type that is not understood is not checked."""
+    if text is None:
+        raise DeviceError(f"the parameters of kernel {name} cannot be read from its source: a macro defines it?")
+    arguments = split(name.partition("<")[2].rpartition(">")[0])
+    names = [re.split(r"[\s=]+", re.sub(r"=.*", "", p).strip())[-1] for p in text.template or ()]
+    types = {"scalar_t": scalar, **{k: np.dtype(v) for k, v in _C_TYPES.items()}}
+    types |= {k: types[v] for k, v in zip(names, arguments, strict=False) if v in types}
+    return Signature(name, tuple(_parameter(p, n, types) for n, p in enumerate(text.parameters, start=1)))
+
+
+def _parameter(declaration: str, number: int, types: dict[str, np.dtype]) -> Parameter:
+    name = parameter_name(declaration, number)
+    plain = _NOISE.sub(" ", re.sub(rf"\b{re.escape(name)}\b(?=\s*(?:\[[^\]]*\])?\s*$)", "", declaration))
+    if listed := re.search(r"Pointers<([^>]*)>", plain):
+        return Parameter(name, "arrays", types[_NOISE.sub("", listed[1]).strip()])
+    stars = plain.count("*") + ("[" in plain)
+    dtype = types.get(" ".join(re.sub(r"\*|\[.*", " ", plain).split()))
+    if stars:
+        return Parameter(name, "array", dtype if stars == 1 else np.dtype(np.uint64))
+    return Parameter(name, "scalar", dtype)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The device
 
 
 def _driver_is_there() -> bool:
@@ -33,6 +138,11 @@ def _import_cupy():
         import cupy
     except ImportError as error:
         raise DeviceError(f"the cuda device cannot be used: CuPy cannot be imported ({error})") from None
+    if int(cupy.__version__.split(".")[0]) < 14:  # CuPy 13 does not find NVRTC where pip has put it
+        raise DeviceError(
+            f"the cuda device cannot be used: CuPy {cupy.__version__} is too old, minires needs 14 or newer; "
+            "pip install -U cupy-cuda12x"
+        )
     try:
         if cupy.cuda.runtime.getDeviceCount() > 0:
             return cupy
@@ -46,15 +156,15 @@ class CudaDevice:
     """CuPy arrays as device memory; kernels run on CuPy's current stream."""
 
     name = "cuda"
-    sanitizer = None
-    is_recording = False  # nothing may then be brought from or to the host
-    reduction_threads = 256  # of a block that adds up many values
-    blocks_wanted = 512  # of a reduction that can be cut into any number
+    watcher = None
+    tiling = "cuda"  # which table of tiles the operations use
 
     def __init__(self) -> None:
         self._cupy = _import_cupy()
         self.array_type = self._cupy.ndarray
-        self._tables: dict[tuple[int, ...], Any] = {}
+        self.is_recording = False
+        self._in_flight: list[tuple[Any, Any]] = []  # pinned memory, and an event behind the copy that reads it
+        self._checks: dict[Callable[[], None], None] = {}
 
     def description(self) -> str:
         name = self._cupy.cuda.runtime.getDeviceProperties(self._cupy.cuda.Device().id)["name"].decode()
@@ -65,7 +175,9 @@ class CudaDevice:
         return self._cupy.empty(shape, dtype)
 
     def to_device(self, array):
-        """A copy of a host array in device memory."""
+        """A copy of a host array, or of one on the device, in device memory."""
+        if isinstance(array, np.ndarray):
+            self._forbid_while_recording()
         return self._cupy.array(array, order="C")
 
     def filled(self, shape: tuple[int, ...], dtype: np.dtype, value: float):
@@ -75,13 +187,40 @@ class CudaDevice:
     def assign(self, target, source) -> None:
         """Copy an array of the host or the device into a device array of the same shape and dtype."""
         if isinstance(source, np.ndarray):
+            self._forbid_while_recording()
             target.set(source)
         else:
             self._cupy.copyto(target, source)
 
+    def assign_later(self, target, source: np.ndarray) -> None:
+        """Copy a small array of the host when the launches before have run, without waiting for them.
+
+        CUDA copies without waiting only from pinned memory, which must stay as it is until the copy is done.
+        """
+        self._forbid_while_recording()
+        self._in_flight = [pair for pair in self._in_flight if not pair[1].done]
+        pinned, event = self._cupy.cuda.alloc_pinned_memory(source.nbytes), self._cupy.cuda.Event()
+        np.frombuffer(pinned, source.dtype, source.size)[...] = source.reshape(-1)
+        target.data.copy_from_host_async(pinned.ptr, source.nbytes)
+        event.record()
+        self._in_flight.append((pinned, event))
+
     def to_host(self, array) -> np.ndarray:
         """A copy of a device array as a NumPy array."""
-        return self._cupy.asnumpy(array)
+        self._forbid_while_recording()
+        copy = self._cupy.asnumpy(array)
+        checks, self._checks = self._checks, {}
+        for check in checks:
+            check()
+        return copy
+
+    def when_read(self, check: Callable[[], None]) -> None:
+        """Run `check`, which reads from the device, when the host next waits for it anyway."""
+        self._checks[check] = None
+
+    def _forbid_while_recording(self) -> None:
+        if self.is_recording:
+            raise DeviceError("a recorded function must not bring data from or to the host: see minires.graph")
 
     def synchronize(self) -> None:
         """Wait until all launched kernels have ended."""
@@ -100,35 +239,40 @@ class CudaDevice:
         """`function`, of arrays, as one that takes a list of arrays and from its third call on replays a CUDA graph."""
         return _Recording(self, self._cupy, function)
 
-    def _argument(self, value):
-        if isinstance(value, list):
-            return self._address_table(value)
-        return np.uint64(0) if value is None else value
-
-    def _address_table(self, arrays: list):
-        """The arrays' addresses in device memory. Kept, since the same come again, and recorded launches read them."""
-        key = tuple(a.data.ptr for a in arrays)
-        if key not in self._tables:
-            side = self._cupy.cuda.Stream(non_blocking=True)  # the current one may be recording
-            host = np.array(key, np.uint64)
-            table = self._tables[key] = self._cupy.empty(len(key), np.uint64)
-            table.data.copy_from_host_async(host.ctypes.data, host.nbytes, stream=side)
-            side.synchronize()
-        return self._tables[key]
-
     def compile(self, code: str, scalar: np.dtype) -> Module:
         """Compile CUDA C++, with `scalar` as scalar_t. Raises DeviceError with the compiler's message."""
-        module = self._cupy.RawModule(code=expand_include(code), options=nvrtc_options(scalar), backend="nvrtc")
-        try:
-            module.compile()
-        except self._cupy.cuda.compiler.CompileException as error:
-            raise DeviceError(f"NVRTC could not compile the kernels:\n{error}") from None
+        texts, options = find_kernels(code), nvrtc_options(scalar)
 
-        def function(signature: Signature) -> Callable:
-            kernel = module.get_function(signature.name)
-            return lambda grid, block, args: kernel(grid, block, tuple(map(self._argument, args)))
+        def compile_names(names: tuple[str, ...]) -> dict:
+            module = self._cupy.RawModule(
+                code=prepare(code), options=options, backend="nvrtc", name_expressions=list(names)
+            )
+            try:
+                kernels = {name: module.get_function(name) for name in names}
+            except self._cupy.cuda.compiler.CompileException as error:
+                raise DeviceError(f"NVRTC could not compile the kernels:\n{error}") from None
+            signatures = {name: signature_of(texts.get(base_name(name)), name, scalar) for name in names}
+            return {name: (signatures[name], _runner(kernels[name])) for name in names}
 
-        return Module(code, scalar, self._cupy.ndarray, function)
+        return Module(code, self._cupy.ndarray, compile_names)
+
+
+def _runner(kernel: Any) -> Callable:
+    def run(grid: tuple, block: tuple, args: list, shared_mem: int) -> None:
+        kernel(grid, block, tuple(map(_argument, args)), shared_mem=shared_mem)
+
+    return run
+
+
+def _argument(value: Any) -> Any:
+    """Structures travel as NumPy arrays of one element, whose bytes CuPy puts into the launch."""
+    if isinstance(value, list):
+        addresses = np.zeros((), [("at", np.uint64, MAX_POINTERS)])
+        addresses["at"][: len(value)] = [array.data.ptr for array in value]
+        return addresses
+    if isinstance(value, np.void):
+        return np.asarray(value)
+    return np.uint64(0) if value is None else value
 
 
 class _Recording:
@@ -149,11 +293,12 @@ class _Recording:
             self._inputs = [self._cupy.empty_like(a) for a in arrays]
         for fixed, given in zip(self._inputs, arrays, strict=True):
             self._cupy.copyto(fixed, given)
-        self._calls += 1
-        if self._calls <= 2:
-            return self._run()
+        if self._calls < 2:
+            outputs = self._run()
+            self._calls += 1
+            return outputs
         if self._graph is None:
-            self._record()
+            self._graph, self._outputs = self._record()
         self._graph.launch()
         return self._outputs
 
@@ -164,13 +309,17 @@ class _Recording:
             self._stream.synchronize()
         return outputs
 
-    def _record(self) -> None:
+    def _record(self) -> tuple[Any, Any]:
         self._cupy.cuda.get_current_stream().synchronize()
         with self._cupy.cuda.using_allocator(self._pool.malloc), self._stream:
             self._stream.begin_capture()
             self._device.is_recording = True
             try:
-                self._outputs = self._function(*self._inputs)
-            finally:
+                outputs = self._function(*self._inputs)
+            except BaseException:
                 self._device.is_recording = False
-                self._graph = self._stream.end_capture()
+                with contextlib.suppress(self._cupy.cuda.runtime.CUDARuntimeError):
+                    self._stream.end_capture()  # what went wrong is on its way already
+                raise
+            self._device.is_recording = False
+            return self._stream.end_capture(), outputs

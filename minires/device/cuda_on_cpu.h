@@ -1,17 +1,24 @@
-// CUDA's built-ins for a C++17 compiler, so that an unmodified .cu file compiles for, and runs on, a CPU: first the
-// language, then the threads of a launch (threads.h, or sanitizer.h, which watches over them), then the shuffles.
+// CUDA's built-ins for a C++17 compiler, so that an unmodified .cu file compiles for, and runs on, a CPU: the language
+// and its types here, then the threads of a launch (threads.h, or watched.h, which lets an observer see each access), the
+// primitives that need both (primitives.h), math, and what a launch must know of a kernel's parameters.
 #pragma once
 
+#include <assert.h>
+#include <float.h>
+#include <limits.h>
 #include <math.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/types.h>
 
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <mutex>
+#include <string>
 #include <thread>
 #include <tuple>
 #include <type_traits>
@@ -26,33 +33,67 @@
 #define __global__ inline  // into the loop over a block's threads, if it is small
 #define __device__
 #define __host__
+#define __managed__
 #define __constant__ static
+#define __grid_constant__
 #define __forceinline__ inline __attribute__((always_inline))
 #define __noinline__ __attribute__((noinline))
 #define __align__(n) __attribute__((aligned(n)))
 #define __launch_bounds__(...)
+#define __builtin_assume(condition)
+#define __CUDACC__
+#define __CUDA_ARCH__ 750
 #if !defined(__clang__)
 #define __restrict__ __restrict
 #endif
 
-struct uint3 {
-    unsigned x, y, z;
-};
+typedef unsigned char uchar;
+typedef long long longlong;
+typedef unsigned long long ulonglong;
+
+#define MINIRES_VECTOR_TYPES(T, name)                                                               \
+    struct name##1 { T x; };                                                                        \
+    struct alignas(2 * sizeof(T)) name##2 { T x, y; };                                              \
+    struct name##3 { T x, y, z; };                                                                  \
+    struct alignas(4 * sizeof(T) < 16 ? 4 * sizeof(T) : 16) name##4 { T x, y, z, w; };              \
+    static inline name##1 make_##name##1(T x) { return {x}; }                                       \
+    static inline name##2 make_##name##2(T x, T y) { return {x, y}; }                               \
+    static inline name##3 make_##name##3(T x, T y, T z) { return {x, y, z}; }                       \
+    static inline name##4 make_##name##4(T x, T y, T z, T w) { return {x, y, z, w}; }
+MINIRES_VECTOR_TYPES(signed char, char)
+MINIRES_VECTOR_TYPES(unsigned char, uchar)
+MINIRES_VECTOR_TYPES(short, short)
+MINIRES_VECTOR_TYPES(unsigned short, ushort)
+MINIRES_VECTOR_TYPES(int, int)
+MINIRES_VECTOR_TYPES(unsigned, uint)
+MINIRES_VECTOR_TYPES(long, long)
+MINIRES_VECTOR_TYPES(unsigned long, ulong)
+MINIRES_VECTOR_TYPES(long long, longlong)
+MINIRES_VECTOR_TYPES(unsigned long long, ulonglong)
+MINIRES_VECTOR_TYPES(float, float)
+MINIRES_VECTOR_TYPES(double, double)
+
 struct dim3 {
     unsigned x, y, z;
     constexpr dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
+    constexpr dim3(uint3 v) : x(v.x), y(v.y), z(v.z) {}
+    constexpr operator uint3() const { return {x, y, z}; }
 };
 
-#define MINIRES_VECTOR_TYPES(T, name)                                                                  \
-    struct alignas(2 * sizeof(T)) name##2 { T x, y; };                                                 \
-    struct alignas(4 * sizeof(T) < 16 ? 4 * sizeof(T) : 16) name##4 { T x, y, z, w; };                 \
-    static inline name##2 make_##name##2(T x, T y) { return {x, y}; }                                  \
-    static inline name##4 make_##name##4(T x, T y, T z, T w) { return {x, y, z, w}; }
-MINIRES_VECTOR_TYPES(float, float)
-MINIRES_VECTOR_TYPES(double, double)
-MINIRES_VECTOR_TYPES(int, int)
-MINIRES_VECTOR_TYPES(unsigned, uint)
-MINIRES_VECTOR_TYPES(unsigned char, uchar)
+static const int warpSize = 32;
+
+// ---------------------------------------------------------------------------------------------------------------
+// Threads, barriers and launches
+
+#ifdef MINIRES_WATCHED
+#include MINIRES_WATCHED
+#else
+#include "threads.h"
+#endif
+#include "primitives.h"
+
+// ---------------------------------------------------------------------------------------------------------------
+// Math
 
 template <class A, class B> static inline std::common_type_t<A, B> max(A a, B b) {
     if constexpr (std::is_floating_point_v<std::common_type_t<A, B>>) return fmax(a, b);
@@ -62,54 +103,166 @@ template <class A, class B> static inline std::common_type_t<A, B> min(A a, B b)
     if constexpr (std::is_floating_point_v<std::common_type_t<A, B>>) return fmin(a, b);
     else return a < b ? a : b;
 }
+
+template <class To, class From> static inline To minires_bits(From x) {
+    static_assert(sizeof(To) == sizeof(From));
+    To y;
+    memcpy(&y, &x, sizeof y);
+    return y;
+}
+static inline float __int_as_float(int x) { return minires_bits<float>(x); }
+static inline float __uint_as_float(unsigned x) { return minires_bits<float>(x); }
+static inline int __float_as_int(float x) { return minires_bits<int>(x); }
+static inline unsigned __float_as_uint(float x) { return minires_bits<unsigned>(x); }
+static inline double __longlong_as_double(long long x) { return minires_bits<double>(x); }
+static inline long long __double_as_longlong(double x) { return minires_bits<long long>(x); }
+
 static inline float rsqrtf(float x) { return 1.0f / sqrtf(x); }
 static inline float rsqrt(float x) { return 1.0f / sqrtf(x); }
 static inline double rsqrt(double x) { return 1.0 / sqrt(x); }
-#define __expf expf  // glibc declares __expf and __logf for itself
-#define __logf logf
+static inline float rcbrtf(float x) { return 1.0f / cbrtf(x); }
+static inline float fdividef(float x, float y) { return x / y; }
 static inline float __fdividef(float x, float y) { return x / y; }
-static inline float __int_as_float(int x) { float y; memcpy(&y, &x, 4); return y; }
-static inline int __float_as_int(float x) { int y; memcpy(&y, &x, 4); return y; }
+static inline float __saturatef(float x) { return fminf(fmaxf(x, 0.0f), 1.0f); }  // NaN becomes 0
+static inline float sinpif(float x) { return sinf(x * 3.14159265358979f); }
+static inline float cospif(float x) { return cosf(x * 3.14159265358979f); }
+static inline double sinpi(double x) { return sin(x * 3.14159265358979323846); }
+static inline double cospi(double x) { return cos(x * 3.14159265358979323846); }
+static inline float norm3df(float x, float y, float z) { return sqrtf(x * x + y * y + z * z); }
+static inline float normcdff(float x) { return 0.5f * erfcf(-x * 0.70710678f); }
+#define __expf expf  // macros: glibc declares some of these names for itself
+#define __exp10f(x) powf(10.0f, x)
+#define __logf logf
+#define __log2f log2f
+#define __log10f log10f
+#define __powf powf
+#define __sinf sinf
+#define __cosf cosf
+#define __tanf tanf
+#define __sincosf sincosf
+
+// Without fusing or reordering; only rounding to nearest is here.
+#define MINIRES_ROUNDED(T, prefix)                                                                   \
+    static inline T prefix##add_rn(T x, T y) { volatile T z = x + y; return z; }                     \
+    static inline T prefix##sub_rn(T x, T y) { volatile T z = x - y; return z; }                     \
+    static inline T prefix##mul_rn(T x, T y) { volatile T z = x * y; return z; }                     \
+    static inline T prefix##div_rn(T x, T y) { volatile T z = x / y; return z; }                     \
+    static inline T prefix##rcp_rn(T x) { volatile T z = T(1) / x; return z; }                       \
+    static inline T prefix##sqrt_rn(T x) { volatile T z = sqrt(x); return z; }
+MINIRES_ROUNDED(float, __f)
+MINIRES_ROUNDED(double, __d)
+static inline float __fmaf_rn(float x, float y, float z) { return fmaf(x, y, z); }
+static inline double __fma_rn(double x, double y, double z) { return fma(x, y, z); }
+static inline float __frsqrt_rn(float x) { return float(1.0 / sqrt(double(x))); }
+
+// Conversions as __float2int_rn: to nearest even, towards zero, up, down; out of range they saturate, as on a GPU.
+template <class To, class From> static inline To minires_convert(From x) {
+    if (x != x) return 0;
+    constexpr To lowest = std::is_signed_v<To> ? To(1ull << (8 * sizeof(To) - 1)) : To(0);
+    constexpr To highest = To(~lowest);
+    return x <= From(lowest) ? lowest : x >= From(highest) ? highest : To(x);
+}
+#define MINIRES_CONVERSION(from, From, to, To)                                                              \
+    static inline To __##from##2##to##_rn(From x) { return minires_convert<To>(std::rint(x)); }            \
+    static inline To __##from##2##to##_rz(From x) { return minires_convert<To>(std::trunc(x)); }           \
+    static inline To __##from##2##to##_ru(From x) { return minires_convert<To>(std::ceil(x)); }            \
+    static inline To __##from##2##to##_rd(From x) { return minires_convert<To>(std::floor(x)); }           \
+    static inline From __##to##2##from##_rn(To x) { return From(x); }
+MINIRES_CONVERSION(float, float, int, int)
+MINIRES_CONVERSION(float, float, uint, unsigned)
+MINIRES_CONVERSION(float, float, ll, long long)
+MINIRES_CONVERSION(float, float, ull, unsigned long long)
+MINIRES_CONVERSION(double, double, int, int)
+MINIRES_CONVERSION(double, double, uint, unsigned)
+MINIRES_CONVERSION(double, double, ll, long long)
+MINIRES_CONVERSION(double, double, ull, unsigned long long)
+static inline float __double2float_rn(double x) { return float(x); }
+
 static inline int __popc(unsigned x) { return __builtin_popcount(x); }
+static inline int __popcll(unsigned long long x) { return __builtin_popcountll(x); }
 static inline int __ffs(int x) { return __builtin_ffs(x); }
+static inline int __ffsll(long long x) { return __builtin_ffsll(x); }
 static inline int __clz(int x) { return x ? __builtin_clz(unsigned(x)) : 32; }
-template <class T> static inline T __ldg(const T* p) { return *p; }
+static inline int __clzll(long long x) { return x ? __builtin_clzll((unsigned long long)(x)) : 64; }
+static inline unsigned __brev(unsigned x) {
+    unsigned y = 0;
+    for (int i = 0; i < 32; ++i) y |= (x >> i & 1) << (31 - i);
+    return y;
+}
+static inline unsigned long long __brevll(unsigned long long x) {
+    return (unsigned long long)__brev(unsigned(x)) << 32 | __brev(unsigned(x >> 32));
+}
+static inline unsigned __byte_perm(unsigned x, unsigned y, unsigned selector) {
+    const unsigned long long bytes = (unsigned long long)y << 32 | x;
+    unsigned result = 0;
+    for (int i = 0; i < 4; ++i) {
+        const unsigned which = selector >> (4 * i) & 15, byte = bytes >> (8 * (which & 7)) & 255;
+        result |= (which & 8 ? (byte & 128 ? 255u : 0u) : byte) << (8 * i);
+    }
+    return result;
+}
+static inline unsigned __funnelshift_l(unsigned lo, unsigned hi, unsigned n) {
+    return ((unsigned long long)hi << 32 | lo) << (n & 31) >> 32;
+}
+static inline unsigned __funnelshift_r(unsigned lo, unsigned hi, unsigned n) {
+    return ((unsigned long long)hi << 32 | lo) >> (n & 31);
+}
+static inline int __mul24(int x, int y) { return (x << 8 >> 8) * (y << 8 >> 8); }
+static inline unsigned __umul24(unsigned x, unsigned y) { return (x & 0xffffff) * (y & 0xffffff); }
+static inline int __mulhi(int x, int y) { return int((long long)x * y >> 32); }
+static inline unsigned __umulhi(unsigned x, unsigned y) { return unsigned((unsigned long long)x * y >> 32); }
+static inline unsigned long long __umul64hi(unsigned long long x, unsigned long long y) {
+    return (unsigned long long)((unsigned __int128)x * y >> 64);
+}
+static inline int __dp4a(int x, int y, int sum) {
+    for (int i = 0; i < 4; ++i) sum += int(int8_t(x >> 8 * i)) * int8_t(y >> 8 * i);
+    return sum;
+}
 
-static const int warpSize = 32;
+#define MINIRES_CACHED_LOAD(name) template <class T> static inline T name(const T* p) { return *p; }
+#define MINIRES_CACHED_STORE(name) template <class T> static inline void name(T* p, std::common_type_t<T> v) { *p = v; }
+MINIRES_CACHED_LOAD(__ldg)
+MINIRES_CACHED_LOAD(__ldca)
+MINIRES_CACHED_LOAD(__ldcg)
+MINIRES_CACHED_LOAD(__ldcs)
+MINIRES_CACHED_LOAD(__ldlu)
+MINIRES_CACHED_LOAD(__ldcv)
+MINIRES_CACHED_STORE(__stwb)
+MINIRES_CACHED_STORE(__stcg)
+MINIRES_CACHED_STORE(__stcs)
+MINIRES_CACHED_STORE(__stwt)
 
 // ---------------------------------------------------------------------------------------------------------------
-// Threads, barriers and launches
-
-#ifdef MINIRES_SANITIZE
-#include "sanitizer.h"
-#else
-#include "threads.h"
-#endif
-
-// ---------------------------------------------------------------------------------------------------------------
-// Shuffles: minires::shuffle gives each lane the value that the lane `source` of its warp offers
+// A kernel's parameters, for the Python side: kind and type of each, "array f4,scalar i4,"; V12 is a type of 12 bytes
 
 namespace minires {
-static inline unsigned lane() {
-    return (threadIdx.x + blockDim.x * (threadIdx.y + blockDim.y * threadIdx.z)) & 31;
+template <class T> std::string type_name() {
+    using U = std::remove_cv_t<T>;
+    if constexpr (std::is_void_v<U>) return "";
+    else if constexpr (std::is_same_v<U, bool>) return "?";
+    else if constexpr (std::is_floating_point_v<U> && sizeof(U) <= 8) return "f" + std::to_string(sizeof(U));
+    else if constexpr (std::is_integral_v<U>) return (std::is_signed_v<U> ? "i" : "u") + std::to_string(sizeof(U));
+    else if constexpr (std::is_pointer_v<U>) return "u8";
+    else return "V" + std::to_string(sizeof(U));
+}
+template <class T, class = void> struct Parameter {
+    static std::string text() {
+        if constexpr (std::is_pointer_v<T>) return "array " + type_name<std::remove_pointer_t<T>>();
+        else return "scalar " + type_name<T>();
+    }
+};
+template <class T> struct Parameter<T, std::void_t<typename T::pointers_to>> {  // Pointers<T> of kernels/common.cuh
+    static std::string text() { return "arrays " + type_name<typename T::pointers_to>(); }
+};
+template <class... A> const char* parameters_of(void (*)(A...)) {
+    return strdup((std::string() + ... + (Parameter<A>::text() + ",")).c_str());
 }
 }  // namespace minires
 
-#define MINIRES_CALLER const char *file = __builtin_FILE(), int line = __builtin_LINE()  // for the sanitizer
-
-template <class T> static T __shfl_sync(unsigned mask, T v, int source, int width = 32, MINIRES_CALLER) {
-    const unsigned lane = minires::lane();
-    return minires::shuffle(mask, v, (lane & ~(width - 1)) | (source & (width - 1)), file, line);
-}
-template <class T> static T __shfl_up_sync(unsigned mask, T v, unsigned delta, int width = 32, MINIRES_CALLER) {
-    const unsigned lane = minires::lane();
-    return minires::shuffle(mask, v, (lane & (width - 1)) >= delta ? lane - delta : lane, file, line);
-}
-template <class T> static T __shfl_down_sync(unsigned mask, T v, unsigned delta, int width = 32, MINIRES_CALLER) {
-    const unsigned lane = minires::lane();
-    return minires::shuffle(mask, v, (lane & (width - 1)) + delta < unsigned(width) ? lane + delta : lane, file, line);
-}
-template <class T> static T __shfl_xor_sync(unsigned mask, T v, int lane_mask, int width = 32, MINIRES_CALLER) {
-    const unsigned lane = minires::lane(), source = lane ^ lane_mask;
-    return minires::shuffle(mask, v, (source & ~(width - 1)) <= (lane & ~(width - 1)) ? source : lane, file, line);
-}
+#define MINIRES_PARAMETERS(id, ...)                                                                             \
+    extern "C" __attribute__((visibility("default"))) const char* minires_parameters_##id() {                  \
+        return minires::parameters_of(__VA_ARGS__);                                                            \
+    }
+#undef assert
+#define assert(...) ((__VA_ARGS__) ? void() : minires::stop(__FILE__, __LINE__, "assertion failed: " #__VA_ARGS__))
+#define __trap() minires::stop(__FILE__, __LINE__, "__trap() was called")

@@ -4,17 +4,19 @@
 #include <stddef.h>
 #include <string.h>
 
+#if defined(__APPLE__)
+#define MINIRES_SYMBOL(name) "_" name
+#else
+#define MINIRES_SYMBOL(name) name
+#endif
+#define MINIRES_DYNAMIC_SYMBOL MINIRES_SYMBOL("minires_dynamic_shared")
+
 namespace minires {
 
 // Saves the caller's callee-saved registers on its stack, its stack pointer in *save, and continues at `to`.
 #if defined(__x86_64__)
 extern "C" __attribute__((visibility("hidden"))) void minires_switch(void** save, void* to);
-#if defined(__APPLE__)
-#define MINIRES_SYMBOL "_minires_switch"
-#else
-#define MINIRES_SYMBOL "minires_switch"
-#endif
-asm(".text\n" MINIRES_SYMBOL ":\n"
+asm(".text\n" MINIRES_SYMBOL("minires_switch") ":\n"
     "  pushq %rbp\n  pushq %rbx\n  pushq %r12\n  pushq %r13\n  pushq %r14\n  pushq %r15\n"
     "  movq %rsp, (%rdi)\n  movq %rsi, %rsp\n"
     "  popq %r15\n  popq %r14\n  popq %r13\n  popq %r12\n  popq %rbx\n  popq %rbp\n  ret\n");
@@ -27,12 +29,7 @@ static void* first_context(char* top, void (*entry)()) {
 }
 #elif defined(__aarch64__)
 extern "C" __attribute__((visibility("hidden"))) void minires_switch(void** save, void* to);
-#if defined(__APPLE__)
-#define MINIRES_SYMBOL "_minires_switch"
-#else
-#define MINIRES_SYMBOL "minires_switch"
-#endif
-asm(".text\n.p2align 2\n" MINIRES_SYMBOL ":\n"
+asm(".text\n.p2align 2\n" MINIRES_SYMBOL("minires_switch") ":\n"
     "  sub sp, sp, #160\n"
     "  stp x19, x20, [sp, #0]\n  stp x21, x22, [sp, #16]\n  stp x23, x24, [sp, #32]\n"
     "  stp x25, x26, [sp, #48]\n  stp x27, x28, [sp, #64]\n  stp x29, x30, [sp, #80]\n"

@@ -1,8 +1,8 @@
-"""What both devices share: where the kernel sources are, and what a kernel's parameters are."""
+"""What both devices share: where the kernels are, how a source is made ready, and what a kernel's parameters are."""
 
 from __future__ import annotations
 
-import ctypes
+import functools
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -20,69 +20,164 @@ class DeviceError(RuntimeError):
     """A device cannot be used, or a kernel could not be compiled or did not run to its end."""
 
 
-def _read(path: Path) -> str:
+# ---------------------------------------------------------------------------------------------------------------------
+# Sources
+
+
+def read_source(path: Path) -> str:
+    """The file's text after a line that lets messages name it."""
     return f'#line 1 "{path.as_posix()}"\n{path.read_text()}\n'
 
 
-def library_source() -> str:
-    """One translation unit with every kernel of `kernels/`."""
-    return "".join(map(_read, sorted(KERNELS_DIR.glob("*.cu"))))
+@functools.cache
+def library_files() -> dict[str, Path]:
+    """The file of `kernels/` that holds each kernel, by the kernel's name without template arguments."""
+    return {name: path for path in sorted(KERNELS_DIR.glob("*.cu")) for name in find_kernels(path.read_text())}
 
 
-def expand_include(code: str) -> str:
-    """`code` with common.cuh in the place of its #include, so that a cache keyed by the code sees its changes too."""
-    header, *rest = _INCLUDE.split(code)
-    return code if not rest else header + _read(KERNELS_DIR / "common.cuh") + "\n".join(rest)
+def expand_includes(code: str, replace: Callable[[str], str | None]) -> str:
+    """`code` with unix line ends, and with common.cuh in the place of its #include: a cache then sees its changes too.
+
+    `replace` says what stands for the header of any other #include line; None keeps the line.
+    """
+
+    def one(match: re.Match) -> str:
+        if match[1] == "common.cuh":
+            line = code.count("\n", 0, match.start()) + 2
+            return read_source(KERNELS_DIR / "common.cuh") + f"#line {line - first}{name}"
+        replacement = replace(match[1])
+        return match[0] if replacement is None else replacement
+
+    code = code.removeprefix("\ufeff").replace("\r\n", "\n")
+    start = re.match(r'#line 1( "[^"\n]*")\n', code)
+    first, name = (1, start[1]) if start else (0, "")
+    return _INCLUDE.sub(one, code)
 
 
-_INCLUDE = re.compile(r'^#include "common.cuh"$', re.MULTILINE)
-_C_TYPES = {
-    "float": np.float32,
-    "double": np.float64,
-    "bool": np.bool_,
-    "char": np.int8,
-    "signed char": np.int8,
-    "unsigned char": np.uint8,
-    "short": np.int16,
-    "unsigned short": np.uint16,
-    "int": np.int32,
-    "unsigned": np.uint32,
-    "unsigned int": np.uint32,
-    "long long": np.int64,
-    "unsigned long long": np.uint64,
-    **{f"{u}int{bits}_t": getattr(np, f"{u}int{bits}") for u in ("", "u") for bits in (8, 16, 32, 64)},
-}
-_KERNEL = re.compile(
-    r'extern\s+"C"\s+__global__\s+void\s+(?:__launch_bounds__\s*\([^)]*\)\s*)?(\w+)\s*\(([^)]*)\)\s*\{'
+# Headers of a whole program that a kernel does not need; what they declare for kernels is built in.
+HOST_HEADERS = re.compile(
+    r"cuda\w*\.h|(?:device|vector|surface|texture|channel|driver|host)_\w+\.h|sm_\d+_\w+\.h|math_functions\.h"
+    r"|(?:helper|exception|nvidia)\w*\.h|(?:cu(?:blas|sparse|fft|solver|rand|dnn)|nvml|nccl|nvToolsExt)\w*\.h|mpi\.h"
 )
-_COMMENT = re.compile(r"//[^\n]*|/\*.*?\*/", re.DOTALL)
+_INCLUDE = re.compile(r'^[ \t]*#[ \t]*include[ \t]*[<"]([^>"\n]+)[>"].*$', re.MULTILINE)
+_COMMENT_OR_STRING = re.compile(r'//[^\n]*|/\*.*?\*/|"(?:\\.|[^"\\\n])*"|\'(?:\\.|[^\'\\\n])+\'', re.DOTALL)
+
+
+def blank(code: str) -> str:
+    """`code` with spaces in the place of comments and of what stands between quotes: braces then pair up."""
+    return _COMMENT_OR_STRING.sub(lambda m: re.sub(r"[^\n\"']", " ", m[0]) if m[0][0] != "/" else spaces(m[0]), code)
+
+
+def spaces(text: str) -> str:
+    return re.sub(r"[^\n]", " ", text)
+
+
+def closing(code: str, begin: int) -> int:
+    """The place behind the bracket that closes the one at `begin`; the end of the code where none does."""
+    depth = 0
+    for i in range(begin, len(code)):
+        depth += (code[i] in "([{") - (code[i] in ")]}")
+        if depth == 0:
+            return i + 1
+    return len(code)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Kernels in a source
+
+
+@dataclass(frozen=True)
+class KernelText:
+    """Where a kernel stands in a source, and its template parameters and parameters as they are written there."""
+
+    name: str
+    begin: int
+    end: int
+    template: tuple[str, ...] | None  # None: it is no template
+    parameters: tuple[str, ...]
+
+
+_BEFORE = re.compile(
+    r'(?:template\s*<(?P<parameters>[^;{}]*)>\s*)?(?:(?:extern\s*"[^"]*"|static|inline|__forceinline__|__launch_bounds__'
+    r"\s*\([^()]*\))\s*)*$"
+)
+_ATTRIBUTE = re.compile(r"(?:__\w+__|alignas)\s*\((?:[^()]|\([^()]*\))*\)")
+_DECLARATOR = re.compile(r"(?P<name>\w+)\s*(?:<[^;{}()]*>)?\s*\(")
+
+
+def find_kernels(code: str) -> dict[str, KernelText]:
+    """The `__global__` functions that `code` defines."""
+    text, found = blank(code), {}
+    for mark in re.finditer(r"__global__", text):
+        after = _ATTRIBUTE.sub(lambda m: spaces(m[0]), text[mark.end() : mark.end() + 4000])
+        declarator = _DECLARATOR.search(after)
+        if not declarator:
+            continue
+        opening = mark.end() + declarator.end() - 1
+        body = closing(text, opening)
+        while body < len(text) and text[body].isspace():
+            body += 1
+        if text[body : body + 1] != "{":
+            continue
+        before = _BEFORE.search(text[max(mark.start() - 2000, 0) : mark.start()])
+        template = before["parameters"]
+        names = split(template) if template is not None else ()
+        begin = mark.start() - len(before[0])
+        parameters = [p for p in split(text[opening + 1 : closing(text, opening) - 1]) if p != "void"]
+        found[declarator["name"]] = KernelText(
+            declarator["name"], begin, closing(text, body), None if template is None else tuple(names), tuple(parameters)
+        )
+    return found
+
+
+def split(text: str) -> list[str]:
+    """The parts between the commas that stand outside of brackets."""
+    parts, depth, begin = [], 0, 0
+    for i, c in enumerate(text):
+        depth += (c in "([{<") - (c in ")]}>")
+        if c == "," and depth == 0:
+            parts.append(text[begin:i].strip())
+            begin = i + 1
+    return [part for part in [*parts, text[begin:].strip()] if part]
+
+
+def base_name(name: str) -> str:
+    """The kernel's name in a name expression, `scale` in `filters::scale<float, 4>`."""
+    return name.split("<")[0].split("::")[-1].strip()
+
+
+def parameter_name(declaration: str, number: int) -> str:
+    """The name in a parameter's declaration; `argument 2` where it has none."""
+    words = re.findall(r"[A-Za-z_]\w*", re.sub(r"\[.*|=.*", "", declaration))
+    return words[-1] if len(words) > 1 else f"argument {number}"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Parameters and arguments
 
 
 @dataclass(frozen=True)
 class Parameter:
+    """A parameter's name, kind and type. A type that is no number is a NumPy void of its size; None is not known."""
+
     name: str
-    dtype: np.dtype
-    pointers: int  # 0: a scalar, 1: an array, 2: a list of arrays
+    kind: str  # "scalar", "array" (a pointer) or "arrays" (minires's Pointers<T>)
+    dtype: np.dtype | None
 
 
 @dataclass(frozen=True)
 class Signature:
-    """A kernel's name and parameters, read from its source."""
+    """A kernel's name and parameters."""
 
     name: str
     parameters: tuple[Parameter, ...]
 
-    @staticmethod
-    def parse(code: str, scalar: np.dtype) -> dict[str, Signature]:
-        """The signatures of all `extern "C" __global__` kernels in `code`, where `scalar_t` means `scalar`."""
-        found = {}
-        for name, parameters in _KERNEL.findall(_COMMENT.sub(" ", code)):
-            declarations = [p for p in parameters.split(",") if p.strip()]
-            found[name] = Signature(name, tuple(_parse_parameter(name, p, scalar) for p in declarations))
-        return found
-
     def bind(self, args: tuple, array_type: type) -> list[Any]:
-        """`args` with every scalar as a NumPy scalar of its parameter's type; arrays and None are checked and kept."""
+        """`args` with every scalar as a NumPy scalar of its parameter's type; arrays and None are checked and kept.
+
+        A structure is given as a NumPy structured scalar; an array of vectors or structures as an array of a dtype of
+        that size, or with a last axis of that many bytes.
+        """
         if len(args) != len(self.parameters):
             names = ", ".join(p.name for p in self.parameters)
             raise TypeError(
@@ -92,53 +187,79 @@ class Signature:
 
     def _bind_one(self, p: Parameter, value: Any, array_type: type) -> Any:
         where = f"argument {p.name!r} of kernel {self.name}"
-        if p.pointers == 0:
-            if not isinstance(value, (bool, int, float, np.generic)):
-                raise TypeError(f"{where} must be a {p.dtype} scalar, got {type(value).__name__}")
-            if p.dtype.kind in "iu" and int(value) != value:
-                raise TypeError(f"{where} must be a whole number, got {value!r}")
-            try:
-                return p.dtype.type(value)
-            except OverflowError:
-                raise ValueError(f"{where} is {value}, which does not fit {p.dtype}") from None
+        if p.kind == "scalar":
+            return _scalar(p.dtype, value, where)
         if value is None:
-            return None
-        if p.pointers == 2 and isinstance(value, (list, tuple)):
-            array = Parameter(p.name, p.dtype, 1)
+            return [] if p.kind == "arrays" else None
+        if p.kind == "arrays":
+            if not isinstance(value, (list, tuple)) or len(value) > MAX_POINTERS:
+                raise TypeError(
+                    f"{where} must be a list of at most {MAX_POINTERS} {p.dtype} arrays, got "
+                    + (f"{len(value)} arrays" if isinstance(value, (list, tuple)) else type(value).__name__)
+                )
+            array = Parameter(p.name, "array", p.dtype)
             return [self._bind_one(array, one, array_type) for one in value]
-        if p.pointers == 2:
-            raise TypeError(f"{where} must be a list of {p.dtype} arrays, got {type(value).__name__}")
         if not isinstance(value, array_type):
             raise TypeError(
                 f"{where} must be a {array_type.__module__} array on the current device, got {type(value).__module__}."
                 f"{type(value).__name__}: create it on this device, or call minires.set_device first"
             )
-        if value.dtype != p.dtype:
-            raise TypeError(f"{where} must be a {p.dtype} array, got {value.dtype}")
+        if not _fits(value, p.dtype):
+            raise TypeError(f"{where} must be {_words(p.dtype)}, got {value.dtype} of shape {value.shape}")
         if not value.flags.c_contiguous:
             raise ValueError(f"{where} must be C-contiguous, got strides {value.strides} for shape {value.shape}")
         return value
 
 
-def _parse_parameter(kernel: str, declaration: str, scalar: np.dtype) -> Parameter:
-    words = re.sub(r"\b(?:const|__restrict__|restrict|volatile)\b", " ", declaration.replace("*", " * ")).split()
-    pointers = words.count("*")
-    *type_words, name = [w for w in words if w != "*"]
-    c_type = " ".join(type_words)
-    if c_type == "scalar_t":
-        return Parameter(name, np.dtype(scalar), pointers)
-    if c_type not in _C_TYPES:
-        raise TypeError(
-            f"parameter {name!r} of kernel {kernel} has the type {c_type!r}; use one of {', '.join(_C_TYPES)}"
-        )
-    return Parameter(name, np.dtype(_C_TYPES[c_type]), pointers)
+MAX_POINTERS = 64  # of Pointers<T> in kernels/common.cuh
 
+
+def _words(dtype: np.dtype) -> str:
+    if dtype.kind != "V":
+        return f"a {dtype} array"
+    return f"an array of elements of {dtype.itemsize} bytes, or with a last axis of so many,"
+
+
+def _fits(array: Any, dtype: np.dtype | None) -> bool:
+    if dtype is None:
+        return True
+    if dtype.kind != "V":
+        return array.dtype == dtype
+    last = array.shape[-1] if array.shape else 1
+    return dtype.itemsize in (array.dtype.itemsize, array.dtype.itemsize * last)
+
+
+def _scalar(dtype: np.dtype | None, value: Any, where: str) -> Any:
+    if dtype is None or dtype.kind == "V":
+        wanted = "of its type" if dtype is None else f"of {dtype.itemsize} bytes"
+        if not isinstance(value, np.generic) or (dtype is not None and value.dtype.itemsize != dtype.itemsize):
+            raise TypeError(f"{where} is a structure: give a NumPy structured scalar {wanted}, got {value!r}")
+        return value
+    if not isinstance(value, (bool, int, float, np.generic)) or isinstance(value, np.void):
+        raise TypeError(f"{where} must be a {dtype} scalar, got {type(value).__name__}")
+    if dtype.kind in "iu" and int(value) != value:
+        raise TypeError(f"{where} must be a whole number, got {value!r}")
+    try:
+        return dtype.type(value)
+    except OverflowError:
+        raise ValueError(f"{where} is {value}, which does not fit {dtype}") from None
+
+
+def arrays_in(args: Iterable[Any], array_type: type) -> list[Any]:
+    """The arrays among the arguments, those in lists too."""
+    flat = [a for arg in args for a in (arg if isinstance(arg, (list, tuple)) else [arg])]
+    return [a for a in flat if isinstance(a, array_type)]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Launches
 
 _MAX_GRID = (2**31 - 1, 65535, 65535)
 _MAX_BLOCK = (1024, 1024, 64)
+MAX_SHARED = 48 * 1024  # bytes of shared memory that every GPU grants a block without asking
 
 
-def check_geometry(name: str, grid: tuple[int, ...], block: tuple[int, ...]) -> tuple[tuple, tuple]:
+def check_geometry(name: str, grid: tuple[int, ...], block: tuple[int, ...], shared_mem: int) -> tuple[tuple, tuple]:
     """`grid` and `block` filled up to three dimensions. Raises ValueError outside CUDA's limits, on either device."""
     for what, dims, limits in (("grid", grid, _MAX_GRID), ("block", block, _MAX_BLOCK)):
         whole = isinstance(dims, (tuple, list)) and all(isinstance(d, (int, np.integer)) for d in dims)
@@ -149,62 +270,47 @@ def check_geometry(name: str, grid: tuple[int, ...], block: tuple[int, ...]) -> 
     grid, block = ((*map(int, dims), 1, 1)[:3] for dims in (grid, block))
     if block[0] * block[1] * block[2] > 1024:
         raise ValueError(f"block of kernel {name} is {block}: it may have at most 1024 threads")
+    if not isinstance(shared_mem, (int, np.integer)) or not 0 <= shared_mem <= MAX_SHARED:
+        raise ValueError(f"shared_mem of kernel {name} is {shared_mem!r}: it must lie in 0 .. {MAX_SHARED} bytes")
     return grid, block
 
 
+Run = Callable[[tuple, tuple, list, int], None]  # (grid, block, bound arguments, bytes of dynamic shared memory)
+
+
 class Module:
-    """Compiled source: its kernels by name, each a callable `(grid, block, args)`."""
+    """A source, whose kernels are compiled when they are first asked for.
+
+    `compile_names` compiles the kernels of some name expressions together, and gives each one's signature and how it
+    is run.
+    """
 
     def __init__(
-        self, code: str, scalar: np.dtype, array_type: type, function: Callable[[Signature], Callable]
+        self, code: str, array_type: type, compile_names: Callable[[tuple[str, ...]], dict[str, tuple[Signature, Run]]]
     ) -> None:
-        self._signatures = Signature.parse(code, scalar)
-        self._array_type = array_type
-        self._function = function
+        self.texts = find_kernels(code)
+        self._code, self._array_type, self._compile = code, array_type, compile_names
         self._kernels: dict[str, Callable] = {}
 
-    def kernel(self, name: str) -> Callable[[tuple, tuple, tuple], None]:
-        """Raises ValueError where the source has no such kernel."""
+    def kernel(self, name: str, together: bool = False) -> Callable[..., None]:
+        """The kernel of a name expression, `(grid, block, args, shared_mem=0)`.
+
+        With `together`, all kernels that are no templates are compiled at once with the first of them. Raises
+        ValueError where the source has no such kernel.
+        """
         if name not in self._kernels:
-            if name not in self._signatures:
-                known = ", ".join(sorted(self._signatures)) or "none"
-                raise ValueError(
-                    f'no kernel {name!r} (extern "C" __global__ void {name}(...)) in the source; it has: {known}'
-                )
-            self._kernels[name] = self._bind_kernel(self._signatures[name])
+            if not re.search(rf"\b{re.escape(base_name(name))}\b", self._code):
+                known = ", ".join(sorted(self.texts)) or "none"
+                raise ValueError(f"no kernel {name!r} (__global__ void {name}(...)) in the source; it has: {known}")
+            plain = tuple(text.name for text in self.texts.values() if text.template is None)
+            names = plain if together and name in plain else (name,)
+            for one, (signature, run) in self._compile(names).items():
+                self._kernels[one] = self._bind(signature, run)
         return self._kernels[name]
 
-    def _bind_kernel(self, signature: Signature) -> Callable[[tuple, tuple, tuple], None]:
-        function, array_type = self._function(signature), self._array_type
-
-        def call(grid: tuple, block: tuple, args: tuple) -> None:
-            function(*check_geometry(signature.name, grid, block), signature.bind(args, array_type))
+    def _bind(self, signature: Signature, run: Run) -> Callable[..., None]:
+        def call(grid: tuple, block: tuple, args: tuple, shared_mem: int = 0) -> None:
+            geometry = check_geometry(signature.name, grid, block, shared_mem)
+            run(*geometry, signature.bind(args, self._array_type), int(shared_mem))
 
         return call
-
-
-def arrays_in(args: Iterable[Any], array_type: type) -> list[Any]:
-    """The arrays among the arguments, those in lists too."""
-    flat = [a for arg in args for a in (arg if isinstance(arg, (list, tuple)) else [arg])]
-    return [a for a in flat if isinstance(a, array_type)]
-
-
-def pack_arguments(args: list) -> tuple[list, ctypes.Array]:
-    """The arguments as C values, and an array of their addresses, which is good as long as the values are kept."""
-    values = [_c_value(a) for a in args]
-    return values, (ctypes.c_void_p * len(values))(*map(ctypes.addressof, values))
-
-
-def _c_value(argument: Any) -> Any:
-    if argument is None or isinstance(argument, np.ndarray):
-        return ctypes.c_void_p(_address(argument))
-    if isinstance(argument, list):  # the array decays to a pointer to its first element
-        return ctypes.pointer((ctypes.c_void_p * len(argument))(*map(_address, argument)))
-    return _C[argument.dtype](argument)
-
-
-def _address(array: np.ndarray | None) -> int | None:
-    return None if array is None else array.__array_interface__["data"][0]
-
-
-_C = {np.dtype(t): c for t, c in ((t, np.ctypeslib.as_ctypes_type(t)) for t in "?bBhHiIqQfd")}

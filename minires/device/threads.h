@@ -6,21 +6,16 @@
 #pragma once
 
 #define __shared__ static __thread
+#define MINIRES_DYNAMIC_SHARED extern __thread
+#define MINIRES_DYNAMIC_MEMORY(bytes)                                       \
+    extern "C" __attribute__((aligned(128), visibility("hidden"))) __thread \
+    char minires_dynamic_shared[bytes];
 
-template <class T> static inline T atomicAdd(T* p, std::common_type_t<T> v) {
-    if constexpr (std::is_integral_v<T>) {
-        return __atomic_fetch_add(p, v, __ATOMIC_RELAXED);
-    } else {
-        T old = *p, sum;
-        do sum = old + v;
-        while (!__atomic_compare_exchange(p, &old, &sum, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED));
-        return old;
-    }
-}
 static inline void __threadfence() { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
 static inline void __threadfence_block() {}
 
-static __thread uint3 threadIdx, blockIdx, gridDim, blockDim;
+static __thread uint3 threadIdx, blockIdx;
+static __thread dim3 gridDim, blockDim;
 
 // ---------------------------------------------------------------------------------------------------------------
 // Fibers: a stack each, and a switch of a few instructions
@@ -45,22 +40,25 @@ struct Block {
     unsigned generation;    // of that barrier: thread t waits there while waiting_for[t] == generation
     unsigned running;       // the thread that runs now, once threads are fibers
     unsigned first;         // the thread that waited first: it stays on the OS thread's own stack
+    unsigned converging;    // how many wait in __activemask()
     bool suspended;         // some thread has waited, so the threads have become fibers
-    bool deadlocked;
+    bool stopped;           // by a deadlock or a failed assertion
+    int votes[3];           // of __syncthreads_count; [generation % 3] is added to while the one before is still read
     void (*body)(void** args);
     void** args;
     std::vector<void*> context;          // of each thread that waits
     std::vector<unsigned> waiting_for;   // a barrier's generation
     std::vector<unsigned> warp_ended;    // bit l of word w: lane l of warp w has ended, or does not exist
     std::vector<unsigned> warp_waiting;  // bit l of word w: lane l of warp w waits at a warp primitive ...
-    std::vector<unsigned> warp_mask;     // ... for the lanes of warp_mask[thread]
-    std::vector<unsigned> warp_source;   // the thread whose value each thread asks for in a shuffle
-    std::vector<uint64_t> warp_offered, warp_received;
+    std::vector<unsigned> warp_mask;     // ... for the lanes of warp_mask[thread]; for all that come where it is 0
+    std::vector<uint64_t> warp_offered;  // by each thread to the others of its mask ...
+    std::vector<uint64_t> warp_shown;    // ... which see it from when all of them have come until the next time
+    std::string message;                 // of a failed assertion
     std::vector<Fiber*> fibers, parked;
     Fiber* entering;
 };
 static __thread Block* block;
-struct Deadlock {};
+struct Stop {};
 
 static inline unsigned linear_thread() {
     return threadIdx.x + blockDim.x * (threadIdx.y + blockDim.y * threadIdx.z);
@@ -81,7 +79,7 @@ static inline unsigned next_thread(Block& b, unsigned t) {
         unsigned u = t + i < b.count ? t + i : t + i - b.count;
         if (u == b.started || (u < b.started && runnable(b, u))) return u;
     }
-    b.deadlocked = b.exited < b.count;
+    b.stopped = b.exited < b.count;
     return b.first;
 }
 
@@ -117,18 +115,36 @@ static inline void release_if_complete(Block& b) {
     if (b.arrived && b.arrived == b.count - b.exited) {
         b.arrived = 0;
         ++b.generation;
+        b.votes[(b.generation + 1) % 3] = 0;
     }
 }
 
-// The last lane to arrive hands out all values, so that a shuffle needs no second wait.
+// The last lane to arrive shows all values, so that a shuffle needs no second wait.
 static inline void release_lanes_if_complete(Block& b, unsigned warp, unsigned mask) {
     const unsigned expected = mask & ~b.warp_ended[warp];
     if ((b.warp_waiting[warp] & expected) != expected) return;
     for (unsigned rest = expected; rest; rest &= rest - 1) {
         const unsigned t = warp * 32 + __builtin_ctz(rest);
-        b.warp_received[t] = b.warp_offered[b.warp_source[t]];
+        b.warp_shown[t] = b.warp_offered[t];
     }
     b.warp_waiting[warp] &= ~mask;
+}
+
+// Once no lane of a warp can go on, those that wait at the same __activemask() have converged: it gives their mask.
+static void release_converged(Block& b, unsigned warp) {
+    unsigned rest = ~(b.warp_ended[warp] | b.warp_waiting[warp]), first = 32, converged = 0;
+    for (; rest; rest &= rest - 1) {
+        const unsigned t = warp * 32 + __builtin_ctz(rest);
+        if (t >= b.started || b.waiting_for[t] != b.generation) return;
+    }
+    for (unsigned l = 0; l < 32; ++l) {
+        if (!(b.warp_waiting[warp] >> l & 1) || b.warp_mask[warp * 32 + l] != 0) continue;
+        if (first == 32) first = l;
+        if (b.warp_offered[warp * 32 + l] == b.warp_offered[warp * 32 + first]) converged |= 1u << l;
+    }
+    for (unsigned l = 0; l < 32; ++l)
+        if (converged >> l & 1) b.warp_shown[warp * 32 + l] = converged, --b.converging;
+    b.warp_waiting[warp] &= ~converged;
 }
 
 static void finish_thread(Block& b, unsigned t) {
@@ -137,7 +153,9 @@ static void finish_thread(Block& b, unsigned t) {
     release_if_complete(b);
     const unsigned warp = t / 32;
     for (unsigned l = 0; b.warp_waiting[warp] && l < 32; ++l)
-        if (b.warp_waiting[warp] >> l & 1) release_lanes_if_complete(b, warp, b.warp_mask[warp * 32 + l]);
+        if (b.warp_waiting[warp] >> l & 1 && b.warp_mask[warp * 32 + l])
+            release_lanes_if_complete(b, warp, b.warp_mask[warp * 32 + l]);
+    if (b.converging) release_converged(b, warp);
 }
 
 // A fiber runs the threads that have not begun, until one of them waits; then it is that thread's stack.
@@ -164,11 +182,13 @@ static void become_fibers(Block& b) {
     const unsigned t = linear_thread(), warps = (b.count + 31) / 32;
     b.suspended = true;
     b.running = t;
-    b.deadlocked = false;
+    b.stopped = false;
+    b.converging = 0;
     b.first = b.exited = t;
     b.started = t + 1;
     b.arrived = 0;
     b.generation = 1;
+    b.votes[0] = b.votes[1] = b.votes[2] = 0;
     b.context.resize(b.count);
     b.waiting_for.assign(b.count, 0);
     b.warp_ended.assign(warps, 0);
@@ -176,16 +196,15 @@ static void become_fibers(Block& b) {
     for (unsigned u = 0; u < t; ++u) b.warp_ended[u / 32] |= 1u << (u % 32);
     b.warp_waiting.assign(warps, 0);
     b.warp_mask.resize(warps * 32);
-    b.warp_source.resize(warps * 32);
     b.warp_offered.resize(warps * 32);
-    b.warp_received.resize(warps * 32);
+    b.warp_shown.resize(warps * 32);
 }
 
 static inline void wait(Block& b, unsigned t) {
     const uint3 self = threadIdx;
     const unsigned u = next_thread(b, t);
     if (u != t) switch_to(b, &b.context[t], u);
-    if (b.deadlocked) throw Deadlock{};  // only on the OS thread's own stack
+    if (b.stopped) throw Stop{};  // only on the OS thread's own stack
     b.running = t;
     threadIdx = self;
 }
@@ -195,10 +214,26 @@ static void drain(Block& b) {
     finish_thread(b, b.first);
     const unsigned u = next_thread(b, b.first);
     if (u != b.first) switch_to(b, &b.context[b.first], u);
-    if (b.deadlocked) throw Deadlock{};
+    if (b.stopped) throw Stop{};
 }
 
-// After a deadlock the fibers hold frames that will never return: begin each anew.
+// Ends the launch with a message from the running thread.
+[[noreturn]] static void stop(const char* file, int line, const char* what) {
+    Block& b = *block;
+    const uint3 t = threadIdx, i = blockIdx;
+    char text[512];
+    snprintf(text, sizeof text, "%s:%d, block (%u, %u, %u), thread (%u, %u, %u): %s", file, line, i.x, i.y, i.z, t.x, t.y,
+             t.z, what);
+    b.message = text;
+    b.stopped = true;
+    if (b.suspended && b.running != b.first) {
+        void* abandoned;
+        minires_switch(&abandoned, b.context[b.first]);
+    }
+    throw Stop{};
+}
+
+// After a stop the fibers hold frames that will never return: begin each anew.
 static void reset_fibers(Block& b) {
     b.parked = b.fibers;
     for (Fiber* fiber : b.fibers) fiber->context = first_context(fiber->top - 64, enter_fiber);
@@ -218,6 +253,7 @@ static __attribute__((noinline)) void __syncthreads() {
     b.waiting_for[t] = b.generation;
     ++b.arrived;
     release_if_complete(b);
+    if (b.converging && !runnable(b, t)) release_converged(b, t / 32);
     if (!runnable(b, t)) wait(b, t);
 }
 
@@ -229,22 +265,57 @@ static __attribute__((noinline)) void __syncwarp(unsigned mask = 0xffffffffu) {
     b.warp_waiting[warp] |= 1u << (t % 32);
     b.warp_mask[t] = mask;
     release_lanes_if_complete(b, warp, mask);
+    if (b.converging && !runnable(b, t)) release_converged(b, warp);
     if (!runnable(b, t)) wait(b, t);
 }
 
 namespace minires {
-template <class T> static T shuffle(unsigned mask, T value, unsigned source, const char*, int) {
-    static_assert(sizeof(T) <= 8, "shuffles move at most 8 bytes");
+// Shows 8 bytes to the lanes of the mask, and gives what the lanes of this thread's warp show.
+static const uint64_t* exchange(unsigned mask, uint64_t value, const char*, int) {
     Block& b = *block;
     if (!b.suspended) become_fibers(b);
     const unsigned t = b.running;
-    memcpy(&b.warp_offered[t], &value, sizeof(T));
-    b.warp_source[t] = t / 32 * 32 + (source & 31);
+    b.warp_offered[t] = value;
     __syncwarp(mask);
-    memcpy(&value, &b.warp_received[t], sizeof(T));
-    return value;
+    return &b.warp_shown[t / 32 * 32];
 }
+
+static inline void check_lane(unsigned, unsigned, const char*, int) {}
+
+static unsigned converge(const char*, int line) {
+    Block& b = *block;
+    if (!b.suspended) become_fibers(b);
+    const unsigned t = b.running, warp = t / 32;
+    b.warp_offered[t] = unsigned(line);
+    b.warp_waiting[warp] |= 1u << (t % 32);
+    b.warp_mask[t] = 0;
+    ++b.converging;
+    release_converged(b, warp);
+    if (!runnable(b, t)) wait(b, t);
+    return unsigned(b.warp_shown[t]);
+}
+
+// How many threads of the block say yes.
+static int vote(bool yes, const char*, int) {
+    Block& b = *block;
+    if (b.count == 1) return yes;
+    if (!b.suspended) become_fibers(b);
+    const unsigned slot = b.generation % 3;
+    b.votes[slot] += yes;
+    __syncthreads();
+    return b.votes[slot];
+}
+
+template <class T, class F> static inline T atomic_update(T* p, F f) {
+    T old = *p, now;
+    do now = f(old);
+    while (!__atomic_compare_exchange(p, &old, &now, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED));
+    return old;
+}
+static inline long long clock() { return std::chrono::steady_clock::now().time_since_epoch().count(); }
 }  // namespace minires
+
+#define __syncthreads_count(predicate) minires::vote(bool(predicate), __FILE__, __LINE__)
 
 // ---------------------------------------------------------------------------------------------------------------
 // A launch: the grid's blocks over a pool of OS threads
@@ -252,13 +323,15 @@ template <class T> static T shuffle(unsigned mask, T value, unsigned source, con
 namespace minires {
 
 struct Launch {
-    uint3 grid, threads;
+    dim3 grid, threads;
     void (*run_block)(void** args);
     void (*body)(void** args);
     void** args;
     uint64_t blocks, chunk;
     std::atomic<uint64_t> next{0};
-    std::atomic<uint64_t> first_deadlock;  // the first block whose threads wait for ever: `blocks` while there is none
+    char* message;  // what stopped the first block that was stopped; empty if its threads wait for one another for ever
+    std::atomic<uint64_t> first_stop{0};  // that block: `blocks` while there is none
+    std::mutex stopping{};
 
     // What each OS thread that takes part does: run chunks of blocks until none is left.
     void work() {
@@ -268,14 +341,18 @@ struct Launch {
         block->count = threads.x * threads.y * threads.z;
         block->body = body;
         block->args = args;
-        for (uint64_t begin; (begin = next.fetch_add(chunk)) < first_deadlock;) {
+        for (uint64_t begin; (begin = next.fetch_add(chunk)) < first_stop;) {
             for (uint64_t i = begin; i < begin + chunk && i < blocks; ++i) {
                 blockIdx = {unsigned(i % grid.x), unsigned(i / grid.x % grid.y), unsigned(i / grid.x / grid.y)};
                 try {
                     run_block(args);
-                } catch (Deadlock) {
-                    uint64_t first = first_deadlock;
-                    while (i < first && !first_deadlock.compare_exchange_weak(first, i)) {}
+                } catch (Stop) {
+                    std::lock_guard<std::mutex> lock(stopping);
+                    if (i < first_stop) {
+                        first_stop = i;
+                        snprintf(message, 512, "%s", block->message.c_str());
+                    }
+                    block->message.clear();
                     reset_fibers(*block);
                     return;
                 }
@@ -342,7 +419,7 @@ template <class... A, void (*K)(A...)> struct Kernel<K> {
     }
 
     template <size_t... I> static inline void run(const Arguments& a, std::index_sequence<I...>) {
-        const uint3 threads = blockDim;
+        const dim3 threads = blockDim;
         Block& b = *block;
         b.suspended = false;
         for (unsigned z = 0; z < threads.z; ++z)
@@ -354,22 +431,24 @@ template <class... A, void (*K)(A...)> struct Kernel<K> {
                 }
     }
 
-    // The index of the first block whose threads wait for one another for ever, or -1.
-    static int64_t launch(const unsigned* grid_and_block, void** args, unsigned threads) {
+    // The index of the first block that was stopped, or -1; `message` then says by what.
+    static int64_t launch(const unsigned* grid_and_block, void** args, unsigned threads, char* message) {
         const unsigned* g = grid_and_block;
         Launch launch{{g[0], g[1], g[2]}, {g[3], g[4], g[5]}, run_block, body, args};
-        launch.blocks = launch.first_deadlock = uint64_t(g[0]) * g[1] * g[2];
+        launch.message = message;
+        launch.blocks = launch.first_stop = uint64_t(g[0]) * g[1] * g[2];
         launch.chunk = launch.blocks / (threads * 8) + 1;
         if (threads == 1 || launch.blocks == 1) launch.work();
         else pool->run(launch, threads);
-        return launch.first_deadlock < launch.blocks ? int64_t(launch.first_deadlock) : -1;
+        return launch.first_stop < launch.blocks ? int64_t(launch.first_stop) : -1;
     }
 };
 
 }  // namespace minires
 
-#define MINIRES_KERNEL(name)                                                                                   \
-    extern "C" __attribute__((visibility("default"))) int64_t minires_launch_##name(                          \
-        const unsigned* grid_and_block, void** args, unsigned threads) {                                       \
-        return minires::Kernel<name>::launch(grid_and_block, args, threads);                                   \
-    }
+#define MINIRES_KERNEL(id, ...)                                                                                \
+    extern "C" __attribute__((visibility("default"))) int64_t minires_launch_##id(                            \
+        const unsigned* grid_and_block, void** args, unsigned threads, char* message) {                        \
+        return minires::Kernel<__VA_ARGS__>::launch(grid_and_block, args, threads, message);                   \
+    }                                                                                                          \
+    MINIRES_PARAMETERS(id, __VA_ARGS__)

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import bisect
 import ctypes
-import subprocess
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from .source import DeviceError, Signature, pack_arguments
+from ..device.cpu import CpuDevice, Library, compile_library, pack_arguments
+from ..device.source import DeviceError, Signature
+from .engine import INSTRUMENTS, Region, arena, cell_of, named_arrays, replace_arrays, source_lines
 
 CHECKS = {"race": 1, "mem": 2, "init": 4, "sync": 8}
 _ORDERS = ("forward", "reverse", "random")
-_RED_ZONE = 4096
 
 
 class SanitizerError(DeviceError):
@@ -25,15 +24,6 @@ class SanitizerError(DeviceError):
     def __init__(self, kind: str, message: str) -> None:
         super().__init__(f"{kind}: {message}")
         self.kind = kind
-
-
-class _Region(ctypes.Structure):
-    _fields_ = (
-        ("base", ctypes.c_void_p),
-        ("bytes", ctypes.c_uint64),
-        ("element", ctypes.c_uint64),
-        ("initialized", ctypes.c_void_p),
-    )
 
 
 class _Report(ctypes.Structure):
@@ -93,44 +83,62 @@ class Sanitizer:
         self.tracker = Tracker()
         self._random = np.random.default_rng(seed)
 
-    def check_written(self, array: np.ndarray) -> None:
+    def allocated(self, memory: np.ndarray) -> None:
+        """The device hands out fresh memory, bytes."""
+        self.tracker.add(memory)
+
+    def written(self, array: np.ndarray) -> None:
+        """The host has written to an array of the device."""
+        if (known := self.tracker.find(array)) is not None:
+            known[...] = 1
+
+    def read(self, array: np.ndarray) -> None:
         """Raise SanitizerError where the host reads an element that no kernel wrote."""
-        written = self.tracker.find(array)
-        if self.checks & CHECKS["init"] and written is not None and not written.all():
-            index = int(np.argmin(written)) // array.itemsize
+        known = self.tracker.find(array)
+        if self.checks & CHECKS["init"] and known is not None and not known.all():
+            index = int(np.argmin(known)) // array.itemsize
             where = list(map(int, np.unravel_index(index, array.shape)))
             raise SanitizerError("init", f"element {where} of an array of shape {array.shape} was never written")
 
+    def compile(self, device: CpuDevice, code: str, names: tuple[str, ...], scalar: np.dtype) -> dict:
+        """Signature and launch of each name expression; the launches are those of the sanitizer of the moment."""
+        library = compile_library(code, names, scalar, device.tiling, INSTRUMENTS)
+        return {
+            name: (signature, lambda *launch, s=signature, k=symbol: device.watcher.launch(library, s, k, *launch))
+            for name, (signature, symbol) in library.kernels.items()
+        }
+
     def launch(
-        self, path: Path, library: ctypes.CDLL, signature: Signature, grid: tuple, block: tuple, args: list
+        self, library: Library, signature: Signature, symbol: str, grid: tuple, block: tuple, args: list, shared: int
     ) -> None:
-        named = [pair for p, a in zip(signature.parameters, args, strict=True) for pair in _named_arrays(p.name, a)]
+        named = named_arrays(signature, args)
         names, arrays = [name for name, _ in named], [array for _, array in named]
-        arena, copies = _arena(arrays)
-        values, pointers = pack_arguments(_replace_arrays(args, iter(copies)))
+        memory, copies = arena(arrays)
+        _, pointers = values = pack_arguments(replace_arrays(args, iter(copies)))
         written = [self.tracker.find(a) if self.checks & CHECKS["init"] else None for a in arrays]
-        elements = [
-            None if w is None else w.reshape(-1, a.itemsize).all(1) for w, a in zip(written, arrays, strict=True)
+        cells = [
+            None if w is None else w.reshape(-1, cell_of(a.dtype)).all(1) for w, a in zip(written, arrays, strict=True)
         ]
-        before = [None if e is None else e.copy() for e in elements]
-        originals, results = arena.copy(), []
-        kernel = ctypes.cast(library[f"minires_launch_{signature.name}"], ctypes.c_void_p)
-        regions = (_Region * max(len(arrays), 1))(
+        before = [None if e is None else e.copy() for e in cells]
+        originals, results = memory.copy(), []
+        kernel = ctypes.cast(library.loaded[symbol], ctypes.c_void_p)
+        regions = (Region * max(len(arrays), 1))(
             *(
-                _Region(c.ctypes.data, c.nbytes, c.itemsize, None if e is None else e.ctypes.data)
-                for c, e in zip(copies, elements, strict=True)
+                Region(c.ctypes.data, c.nbytes, c.itemsize, cell_of(c.dtype), None if e is None else e.ctypes.data)
+                for c, e in zip(copies, cells, strict=True)
             )
         )
         orders = _ORDERS if self.checks & CHECKS["race"] else _ORDERS[:1]
         for number in range(len(orders)):
-            np.copyto(arena, originals)
-            for e, b in zip(elements, before, strict=True):
+            np.copyto(memory, originals)
+            for e, b in zip(cells, before, strict=True):
                 if e is not None:
                     np.copyto(e, b)
             report = _Report()
-            found = library.minires_sanitized_launch(
+            found = library.loaded.minires_check(
                 kernel,
                 (ctypes.c_uint * 6)(*grid, *block),
+                ctypes.c_uint64(shared),
                 pointers,
                 regions,
                 ctypes.c_uint64(len(arrays)),
@@ -139,11 +147,14 @@ class Sanitizer:
                 ctypes.c_uint64(int(self._random.integers(2**63))),
                 ctypes.byref(report),
             )
+            if found and report.kind == b"assert":
+                raise DeviceError(_describe(report, library.path, signature.name, names))
             if found:
-                raise SanitizerError(report.kind.decode(), _describe(report, path, signature.name, names))
+                raise SanitizerError(report.kind.decode(), _describe(report, library.path, signature.name, names))
             results.append([c.tobytes() for c in copies])
+        del values
         self._compare(signature.name, names, arrays, results)
-        self._keep(signature.name, names, arrays, copies, written, before, elements)
+        self._keep(signature.name, names, arrays, copies, written, before, cells)
 
     def _compare(self, kernel: str, names: list[str], arrays: list[np.ndarray], results: list[list[bytes]]) -> None:
         for order, result in zip(_ORDERS[1:], results[1:], strict=False):
@@ -157,60 +168,19 @@ class Sanitizer:
                         f"{b[index]} in {order} order",
                     )
 
-    def _keep(self, kernel, names, arrays, copies, written, before, elements) -> None:
+    def _keep(self, kernel, names, arrays, copies, written, before, cells) -> None:
         """Take the results over; an output that was fresh and is now partly written lacks something."""
-        for name, array, copy, known, old, new in zip(names, arrays, copies, written, before, elements, strict=True):
+        for name, array, copy, known, old, new in zip(names, arrays, copies, written, before, cells, strict=True):
             np.copyto(array, copy)
             if known is None:
                 continue
-            known.reshape(-1, array.itemsize)[...] = new[:, None]
+            known.reshape(-1, cell_of(array.dtype))[...] = new[:, None]
             if not old.any() and new.any() and not new.all():
                 raise SanitizerError(
                     "init",
                     f"kernel {kernel} left {name}[{int(np.argmin(new))}] of {new.size} elements unwritten "
                     f"({new.size - int(new.sum())} in all)",
                 )
-
-
-def _named_arrays(parameter: str, argument: Any) -> list[tuple[str, np.ndarray]]:
-    """A list of arrays brings one more: that of their addresses."""
-    if isinstance(argument, list):
-        arrays = [(f"{parameter}[{i}]", array) for i, array in enumerate(argument)]
-        return [*arrays, (parameter, np.zeros(len(argument), np.uint64))]
-    return [(parameter, argument)] if isinstance(argument, np.ndarray) else []
-
-
-def _replace_arrays(args: list, copies: Iterator[np.ndarray]) -> list:
-    """The arguments with copies for arrays, and the array of the copies' addresses for a list."""
-    replaced = []
-    for argument in args:
-        if isinstance(argument, list):
-            addresses = [next(copies).ctypes.data for _ in argument]
-            table = next(copies)
-            table[:] = addresses
-            replaced.append(table)
-        else:
-            replaced.append(next(copies) if isinstance(argument, np.ndarray) else argument)
-    return replaced
-
-
-def _arena(arrays: list[np.ndarray]) -> tuple[np.ndarray, list[np.ndarray]]:
-    """Memory with a copy of every array between red zones. An array given twice has one copy."""
-    places: dict[tuple[int, int], int] = {}
-    end = _RED_ZONE
-    for array in arrays:
-        key = array.ctypes.data, array.nbytes
-        if key not in places:
-            places[key] = end
-            end += -(-array.nbytes // 64) * 64 + _RED_ZONE
-    memory = np.full(end + 64, 255, np.uint8)
-    memory = memory[-memory.ctypes.data % 64 :]
-    copies = []
-    for array in arrays:
-        begin = places[array.ctypes.data, array.nbytes]
-        copies.append(memory[begin : begin + array.nbytes].view(array.dtype).reshape(array.shape))
-        np.copyto(copies[-1], array)
-    return memory, copies
 
 
 def _describe(report: _Report, path: Path, kernel: str, names: list[str]) -> str:
@@ -227,10 +197,8 @@ def _describe(report: _Report, path: Path, kernel: str, names: list[str]) -> str
 
 def _source_line(path: Path, pc: int) -> str:
     """`file:line` of the instruction before a return address."""
-    command = ["addr2line", "-e", str(path), hex(pc - 1)]
     try:
-        output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    except (OSError, subprocess.CalledProcessError):
+        ((file, line),) = source_lines(path, [pc])
+    except (OSError, ValueError):
         return f"{path.name}+{pc - 1:#x}"
-    file = Path(output.split(" ")[0].strip())
-    return f"{file.parent.name}/{file.name}" if file.is_absolute() and file.parent.name == "kernels" else file.name
+    return f"{file}:{line}"

@@ -1,0 +1,155 @@
+// The four jobs of NVIDIA's compute-sanitizer (racecheck, memcheck, initcheck; the engine does synccheck).
+//
+// Every array has a Cell for each element, which knows whether it was written and who touched it last. Two accesses to an
+// element, one of them a write, are a race unless a barrier of their block, or a warp primitive of their warp, lies
+// between them; those of two blocks always are.
+#include <stdio.h>
+
+#include <numeric>
+
+#include "engine.h"
+
+namespace {
+
+using namespace watch;
+
+struct Touch {
+    uint32_t thread, block, epoch, warp_epoch, pc;  // thread: its number in the block plus one; 0 is nobody
+    bool atomic;
+};
+struct Cell {
+    Touch write, read, other_read;  // the last ones, the two reads by different threads
+    bool initialized;
+};
+
+bool ordered(const Touch& before, const Touch& now) {
+    if (before.thread == 0 || (before.thread == now.thread && before.block == now.block)) return true;
+    if (before.atomic && now.atomic) return true;
+    if (before.block != now.block) return false;
+    if (before.epoch != now.epoch) return true;
+    return (before.thread - 1) / 32 == (now.thread - 1) / 32 && before.warp_epoch != now.warp_epoch;
+}
+
+bool race(const Array& array, int64_t i, const Touch& before, bool before_writes, const Touch& now, bool writes) {
+    if (ordered(before, now)) return false;
+    const uint3 other = index_of(before.thread - 1), grid = minires_now.grid;
+    const unsigned b = before.block;
+    snprintf(report->text, sizeof report->text,
+             "a %s with no barrier after the %s by block (%u, %u, %u), thread (%u, %u, %u)", writes ? "write" : "read",
+             before_writes ? "write" : "read", b % grid.x, b / grid.x % grid.y, b / grid.x / grid.y, other.x, other.y,
+             other.z);
+    report->pc = now.pc;
+    report->other_pc = before.pc;
+    name_array(array, i);
+    fail("race");
+    return true;
+}
+
+struct Checks : Observer {
+    std::vector<std::vector<Cell>> cells;  // of each array
+    bool pending = false;                  // a report of an uninitialised read, kept in `unread`
+    Report unread;
+
+    Checks() {
+        for (const Array& array : arrays) add(array);
+    }
+    void add(const Array& array) {
+        std::vector<Cell> fresh(array.bytes / array.cell);
+        for (size_t i = 0; i < fresh.size(); ++i)
+            fresh[i].initialized = array.number >= 0 && (!array.kept || array.kept[i]);
+        cells.push_back(std::move(fresh));
+    }
+    void begin_block() override {
+        if (cells.empty())
+            for (size_t i = 0; i < arguments; ++i) add(arrays[i]);
+        cells.resize(arguments);
+    }
+    void added(const Array& array) override { add(array); }
+
+    void outside(const Access& a) {
+        const int64_t distance = a.address - a.array->base, element = int64_t(a.array->element);
+        int64_t i = distance >= 0 ? distance / element : -((-distance + element - 1) / element);
+        if (a.inside) i = int64_t(a.array->bytes) / element;
+        const bool near = i >= -4096 && i < int64_t(a.array->bytes / element) + 4096;
+        snprintf(report->text, sizeof report->text, "%s %s", a.writes ? "a write" : "a read",
+                 near ? "outside the array" : "far outside every array");
+        report->pc = a.pc;
+        name_array(*a.array, i);
+        fail("mem");
+        leave();
+    }
+
+    void access(const Access& a) override {
+        const Array& array = *a.array;
+        const uint64_t begin = a.address - array.base;
+        if (!a.inside || begin + a.bytes > array.bytes) {
+            if (checks & MEM) outside(a);
+            return;
+        }
+        const Touch now{running + 1, block_number, epoch, warp_epochs[running / 32], a.pc, a.atomic};
+        for (uint64_t c = begin / array.cell; c <= (begin + a.bytes - 1) / array.cell; ++c) {
+            Cell& cell = cells[&array - arrays.data()][c];
+            const int64_t i = int64_t(c * array.cell / array.element);
+            if ((checks & INIT) && !cell.initialized && (!a.writes || a.atomic)) uninitialized(array, i, now);
+            if (checks & RACE) {
+                if (race(array, i, cell.write, true, now, a.writes)) leave();
+                if (a.writes && (race(array, i, cell.read, false, now, true) ||
+                                 race(array, i, cell.other_read, false, now, true)))
+                    leave();
+            }
+            if (a.writes) {
+                cell.write = now;
+                cell.initialized = true;
+            } else {
+                if (cell.read.thread != now.thread || cell.read.block != now.block) cell.other_read = cell.read;
+                cell.read = now;
+            }
+        }
+    }
+
+    // If somebody writes it before the next barrier, a race explains it better: wait until then.
+    void uninitialized(const Array& array, int64_t i, const Touch& now) {
+        if (pending) return;
+        unread = *report;
+        Report* const kept = report;
+        report = &unread;
+        snprintf(report->text, sizeof report->text, "a read of an element that nothing wrote");
+        report->pc = now.pc;
+        name_array(array, i);
+        report->block = minires_now.block;
+        report->thread = index_of(running);
+        report = kept;
+        pending = true;
+    }
+    void all_wait() override {
+        if (!pending) return;
+        const Report found = unread;
+        fail("init");
+        *report = found;
+        snprintf(report->kind, sizeof report->kind, "init");
+    }
+
+    void keep() {
+        for (size_t r = 0; r < arguments && r < cells.size(); ++r)
+            for (size_t i = 0; arrays[r].kept && i < cells[r].size(); ++i) arrays[r].kept[i] = cells[r][i].initialized;
+    }
+};
+
+}  // namespace
+
+// 1 where something was found; *result then says what.
+extern "C" __attribute__((visibility("default"))) int minires_check(void (*kernel)(void**), const unsigned* grid_and_block,
+                                                                    uint64_t shared_bytes, void** args,
+                                                                    const Region* regions, uint64_t count,
+                                                                    unsigned wanted, int order, uint64_t seed,
+                                                                    Report* result) {
+    checks = wanted;
+    report = result;
+    arrays.clear();
+    Checks observer;
+    std::vector<unsigned> blocks(grid_and_block[0] * grid_and_block[1] * grid_and_block[2]);
+    std::iota(blocks.begin(), blocks.end(), 0u);
+    const int found = run(observer, kernel, grid_and_block, shared_bytes, args, {regions, regions + count}, blocks, order, seed);
+    observer.keep();
+    return found;
+}

@@ -1,0 +1,140 @@
+"""What the sanitizer and the counters share: kernels compiled to be watched, and arguments in copies between red zones."""
+
+from __future__ import annotations
+
+import ctypes
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..device.cpu import Instruments
+from ..device.source import Signature, blank, split
+
+_HERE = Path(__file__).parent
+_RED_ZONE = 4096
+
+
+class Region(ctypes.Structure):
+    """An argument, as engine.h has it."""
+
+    _fields_ = (
+        ("base", ctypes.c_void_p),
+        ("bytes", ctypes.c_uint64),
+        ("element", ctypes.c_uint64),
+        ("cell", ctypes.c_uint64),
+        ("initialized", ctypes.c_void_p),
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Shared arrays: each one that is declared becomes one between red zones, and keeps its name (see watched.h)
+
+_QUALIFIER = re.compile(r"(?:__align__|alignas|__attribute__)\s*\((?:[^()]|\([^()]*\))*\)|\b(?:static|const)\b")
+_DECLARATOR = re.compile(r"(?P<type>.*?)(?P<stars>[*\s]*)\b(?P<name>[A-Za-z_]\w*)\s*(?P<dims>(?:\[[^\]]*\]\s*)*)$", re.DOTALL)
+
+
+def rewrite_shared(unit: str) -> str:
+    """`unit` with its `__shared__` declarations rewritten, and a function that makes those outside of functions known."""
+    text, parts, end, outside = blank(unit), [], 0, []
+    depth, counted = 0, 0
+    for match in re.finditer(r"__shared__\b([^;]*);", text):
+        if match.start() < end:
+            continue
+        depth += text.count("{", counted, match.start()) - text.count("}", counted, match.start())
+        counted = match.start()
+        declaration = _QUALIFIER.sub(" ", unit[match.start(1) : match.end(1)]).strip()
+        first, *more = split(declaration)
+        found = _DECLARATOR.match(first)
+        kind = found["type"].strip()
+        declared = [(kind + found["stars"].strip(), found["name"], found["dims"])]
+        for one in more:
+            other = _DECLARATOR.match(one)
+            declared.append((kind + other["stars"].strip(), other["name"], other["dims"]))
+        macro = "MINIRES_SHARED" if depth else "MINIRES_GLOBAL_SHARED"
+        outside += [] if depth else [(name, kind) for kind, name, _ in declared]
+        lines = "\n" * unit.count("\n", match.start(), match.end())
+        parts += [unit[end : match.start()], " ".join(f"{macro}({n}, {d}, {k});" for k, n, d in declared) + lines]
+        end = match.end()
+    known = "".join(f'minires_shared(&{n}_zone, &{n}, sizeof {n}, sizeof({k}), "{n}"); ' for n, k in outside)
+    return f"{''.join(parts)}{unit[end:]}\nvoid minires::minires_globals() {{ {known}}}\n"
+
+
+INSTRUMENTS = Instruments(
+    header=_HERE / "watched.h",
+    runtime=tuple(_HERE / name for name in ("engine.cpp", "checks.cpp", "counters.cpp")),
+    rewrite=rewrite_shared,
+    # Of DWARF 5, addr2line of binutils 2.40 gets a unit's first file wrong. Loads of vectors are to stay whole.
+    gcc_flags=("-O1", "-g1", "-gdwarf-4", "-fno-tree-sra", "-fsanitize=thread"),
+    clang_flags=("-O1", "-g1", "-gdwarf-4", "-fno-builtin", "-fsanitize=thread", "-mllvm",
+                 "-tsan-instrument-read-before-write"),
+)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Arguments
+
+
+def named_arrays(signature: Signature, args: list) -> list[tuple[str, np.ndarray]]:
+    """The arrays among the arguments, with names for messages."""
+    named = []
+    for p, argument in zip(signature.parameters, args, strict=True):
+        if isinstance(argument, list):
+            named += [(f"{p.name}[{i}]", array) for i, array in enumerate(argument)]
+        elif isinstance(argument, np.ndarray):
+            named.append((p.name, argument))
+    return named
+
+
+def replace_arrays(args: list, copies: Iterator[np.ndarray]) -> list:
+    """The arguments with copies for arrays."""
+    return [
+        [next(copies) for _ in a] if isinstance(a, list) else next(copies) if isinstance(a, np.ndarray) else a
+        for a in args
+    ]
+
+
+def arena(arrays: list[np.ndarray]) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Memory with a copy of every array between red zones. An array given twice has one copy."""
+    places: dict[tuple[int, int], int] = {}
+    end = _RED_ZONE
+    for array in arrays:
+        key = array.ctypes.data, array.nbytes
+        if key not in places:
+            places[key] = end
+            end += -(-array.nbytes // 256) * 256 + _RED_ZONE
+    memory = np.full(end + 256, 255, np.uint8)
+    memory = memory[-memory.ctypes.data % 256 :]  # as CUDA aligns what it allocates
+    copies = []
+    for array in arrays:
+        begin = places[array.ctypes.data, array.nbytes]
+        copies.append(memory[begin : begin + array.nbytes].view(array.dtype).reshape(array.shape))
+        np.copyto(copies[-1], array)
+    return memory, copies
+
+
+def cell_of(dtype: np.dtype) -> int:
+    """Of how many bytes it is known apart who touched them."""
+    return dtype.itemsize if dtype.kind != "V" else 4 if dtype.itemsize % 4 == 0 else 1
+
+
+def source_lines(path: Path, addresses: list[int]) -> list[tuple[str, int]]:
+    """File and line of the instructions before some return addresses. Raises OSError where no tool can tell."""
+    tools = {"addr2line": ["addr2line", "-e"], "llvm-symbolizer": ["llvm-symbolizer", "--output-style=GNU", "-f=none", "-e"]}
+    tools["atos"] = ["atos", "-o"]
+    tool = next((command for name, command in tools.items() if shutil.which(name)), None)
+    if tool is None:
+        raise OSError("source lines are found by addr2line (Debian, Ubuntu: apt install binutils), llvm-symbolizer or atos")
+    text = "\n".join(hex(pc - 1) for pc in addresses)
+    output = subprocess.run([*tool, str(path)], input=text, capture_output=True, text=True, check=True).stdout
+    found = re.findall(r"^(?:.*\()?([^()\n]*?):(\d+|\?)", output, re.MULTILINE)
+    return [(_short(file), int(line) if line.isdigit() else 0) for file, line in found]
+
+
+def _short(name: str) -> str:
+    file = Path(name.strip())
+    return f"{file.parent.name}/{file.name}" if file.is_absolute() and file.parent.name == "kernels" else file.name

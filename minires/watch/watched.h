@@ -1,0 +1,88 @@
+// The threads of a launch, watched: what a kernel sees of engine.cpp. The kernel is compiled with -fsanitize=thread, which
+// puts a call before every load and store; engine.cpp receives these calls in place of ThreadSanitizer.
+#pragma once
+
+struct minires_state {
+    uint3 thread, block;
+    dim3 grid, threads;
+};
+extern "C" {
+extern minires_state minires_now;
+void minires_enter();
+void* minires_shared(const void* key, void* place, size_t bytes, size_t element, const char* name);
+void minires_barrier(int id, const char* file, int line);
+const uint64_t* minires_exchange(unsigned mask, uint64_t value, const char* file, int line);
+void minires_check_lane(unsigned mask, unsigned lane, const char* file, int line);
+unsigned minires_converge(const char* file, int line);
+int minires_vote(int yes, int id, const char* file, int line);
+void minires_atomic(void* address, size_t bytes);
+[[noreturn]] void minires_stop(const char* file, int line, const char* what);
+long long minires_clock();
+}
+
+#define threadIdx minires_now.thread
+#define blockIdx minires_now.block
+#define gridDim minires_now.grid
+#define blockDim minires_now.threads
+
+// What `__shared__ type name[..];` is rewritten to: an array between red zones, known by name. Outside of functions it has
+// a place of its own, and the kernel's entry makes it known.
+#define MINIRES_SHARED(name, dims, ...)              \
+    typedef __VA_ARGS__ name##_type dims;            \
+    static char name##_key;                          \
+    name##_type& name = *static_cast<name##_type*>(  \
+        minires_shared(&name##_key, nullptr, sizeof(name##_type), sizeof(__VA_ARGS__), #name))
+#define MINIRES_GLOBAL_SHARED(name, dims, ...)                                      \
+    typedef __VA_ARGS__ name##_type dims;                                           \
+    alignas(64) static struct { char before[1024]; name##_type array; char after[1024]; } name##_zone; \
+    static name##_type& name = name##_zone.array
+#define MINIRES_DYNAMIC_SHARED extern
+#define MINIRES_DYNAMIC_MEMORY(bytes)  // engine.cpp has it
+
+#define __syncthreads() minires_barrier(__COUNTER__, __FILE__, __LINE__)  // the counter tells two on a line apart
+#define __syncthreads_count(predicate) minires_vote(bool(predicate), __COUNTER__, __FILE__, __LINE__)
+#define __threadfence()
+#define __threadfence_block()
+
+static inline void __syncwarp(unsigned mask = 0xffffffffu, const char* file = __builtin_FILE(),
+                              int line = __builtin_LINE()) {
+    minires_exchange(mask, 0, file, line);
+}
+
+namespace minires {
+static inline const uint64_t* exchange(unsigned mask, uint64_t value, const char* file, int line) {
+    return minires_exchange(mask, value, file, line);
+}
+static inline void check_lane(unsigned mask, unsigned lane, const char* file, int line) {
+    minires_check_lane(mask, lane, file, line);
+}
+static inline unsigned converge(const char* file, int line) { return minires_converge(file, line); }
+[[noreturn]] static inline void stop(const char* file, int line, const char* what) { minires_stop(file, line, what); }
+static inline long long clock() { return minires_clock(); }
+
+// Blocks run on one OS thread here, so nothing can come between the two halves of an update.
+template <class T, class F> __attribute__((noinline, no_sanitize_thread)) static T atomic_update(T* p, F f) {
+    minires_atomic(p, sizeof(T));
+    const T old = *p;
+    *p = f(old);
+    return old;
+}
+
+static void minires_globals();  // makes the shared arrays outside of functions known: see cpu.py
+template <auto K> struct Kernel;
+template <class... A, void (*K)(A...)> struct Kernel<K> {
+    template <size_t... I> static inline void run(void** args, std::index_sequence<I...>) {
+        const std::tuple<A...> values(*static_cast<A*>(args[I])...);
+        minires_globals();
+        minires_enter();
+        std::apply(K, values);
+    }
+    static void body(void** args) { run(args, std::index_sequence_for<A...>{}); }
+};
+}  // namespace minires
+
+#define MINIRES_KERNEL(id, ...)                                                                  \
+    extern "C" __attribute__((visibility("default"))) void minires_launch_##id(void** args) {    \
+        minires::Kernel<__VA_ARGS__>::body(args);                                                \
+    }                                                                                            \
+    MINIRES_PARAMETERS(id, __VA_ARGS__)

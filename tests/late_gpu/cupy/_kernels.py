@@ -1,0 +1,84 @@
+"""RawModule: kernels compiled by the product's CPU device in the tiling of a GPU, their arguments packed as CuPy does."""
+
+from __future__ import annotations
+
+import ctypes
+import re
+from typing import Any
+
+import numpy as np
+
+from . import _arrays, _errors, _queues
+from .cuda import compiler
+
+
+def pack(argument: Any) -> bytes:
+    """The bytes that CuPy's function.pyx puts into a launch; their number is the value's, not the parameter's."""
+    if isinstance(argument, _arrays.ndarray):
+        return np.uint64(argument.data.ptr).tobytes()
+    if isinstance(argument, np.ndarray):
+        if argument.size != 1:
+            raise TypeError("a NumPy array as an argument must have one element, which is passed by value")
+        return argument.tobytes()
+    if isinstance(argument, np.generic) and not isinstance(argument, np.void):
+        return argument.tobytes()
+    for python, numpy in ((bool, np.bool_), (int, np.int64), (float, np.float64), (complex, np.complex128)):
+        if isinstance(argument, python):
+            return numpy(argument).tobytes()
+    raise TypeError(f"Unsupported type {type(argument)}")
+
+
+class RawModule:
+    def __init__(
+        self,
+        code: str | None = None,
+        *,
+        path: str | None = None,
+        options: tuple[str, ...] = (),
+        backend: str = "nvrtc",
+        name_expressions: list[str] | None = None,
+    ) -> None:
+        if not isinstance(options, tuple):
+            raise TypeError("compiler options must be a tuple")
+        self._code, self._options, self._names, self._library = code, options, tuple(name_expressions or ()), None
+
+    def get_function(self, name: str) -> _Function:
+        from minires.device.cpu import compile_library
+        from minires.device.source import DeviceError
+
+        c_type = next((o.partition("=")[2] for o in self._options if o.startswith("-Dscalar_t=")), "float")
+        try:
+            self._library = self._library or compile_library(
+                self._code, self._names, np.dtype({"float": "f4", "double": "f8"}[c_type]), "cuda"
+            )
+        except DeviceError as error:
+            raise compiler.CompileException(str(error), self._code, name, self._options) from None
+        return _Function(self._library, name)
+
+
+class _Function:
+    def __init__(self, library: Any, name: str) -> None:
+        self._library, self._name = library, name  # it keeps the library loaded
+        self._signature, symbol = library.kernels[name]
+        self._launch = library.loaded[symbol]
+        self._launch.restype = ctypes.c_int64
+
+    def __call__(self, grid: tuple, block: tuple, args: tuple, *, shared_mem: int = 0) -> None:
+        packed = [pack(a) for a in args]
+        wanted = [self._bytes(p) for p in self._signature.parameters]
+        # CUDA reads as many bytes as the parameter has: what is missing is whatever lies there.
+        values = [ctypes.create_string_buffer(p.ljust(n, b"\xab"), max(n, 1)) for p, n in zip(packed, wanted, strict=True)]
+        pointers = (ctypes.c_void_p * len(values))(*map(ctypes.addressof, values))
+        geometry = (ctypes.c_uint * 6)(*(*grid, 1, 1)[:3], *(*block, 1, 1)[:3])
+
+        def run(keep: Any = values) -> None:
+            message = ctypes.create_string_buffer(512)
+            if self._launch(geometry, pointers, 2, message) >= 0:
+                text = re.sub(r"\s+", " ", message.value.decode()) or "threads wait for one another"
+                _errors.pending.append(f"cudaErrorAssert: {self._name}: {text}")
+
+        _queues.current[-1].put(run)
+
+    @staticmethod
+    def _bytes(parameter: Any) -> int:
+        return {"array": 8, "arrays": 512}.get(parameter.kind) or parameter.dtype.itemsize

@@ -1,0 +1,65 @@
+"""Trains ResNet-20 for some steps and prints what came of it; tests run it on the late GPU and on the CPU."""
+
+import gc
+import hashlib
+import json
+import sys
+
+import numpy as np
+
+import minires as mr
+from minires import device
+
+steps, recorded = int(sys.argv[1]), sys.argv[2] == "graph"
+now = device.current()
+now.tiling = "cuda"
+late = now.name == "cuda"
+if late:
+    from cupy import _memory, _queues
+mr.manual_seed(0)
+net = mr.resnet.resnet20()
+optimizer = mr.optim.SGD(net.parameters(), 0.1, momentum=0.9, weight_decay=5e-4, nesterov=True)
+
+
+def train(x, labels):
+    logits = net(x)
+    loss = mr.functional.cross_entropy(logits, labels)
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    return loss.detach(), mr.functional.count_correct(logits, labels)
+
+
+def test(x, labels):
+    with mr.no_grad():
+        return mr.functional.cross_entropy(net(x), labels)
+
+
+step, evaluate = (mr.graph(f) if recorded else f for f in (train, test))
+data = mr.cifar.synthetic(8, 4)
+report = {"losses": [], "allocated_after": [], "waits_in_a_step": 0}
+loader = mr.cifar.Loader(data.train, 4, train=True)
+done = 0
+while done < steps:
+    loader.epoch = done
+    for x, labels in loader:
+        optimizer.lr = 0.1 / (1 + done)
+        before = _queues.waits if late else 0
+        loss, correct = step(x, labels)
+        if late and done >= 4:
+            report["waits_in_a_step"] += _queues.waits - before
+        report["losses"].append([loss.item(), int(correct)])
+        done += 1
+        if late:
+            report["allocated_after"].append(_memory.allocated)
+        if done in (4, 50):
+            gc.collect()
+            report[f"dictionaries_after_{done}"] = sum(len(o) for o in gc.get_objects() if type(o) is dict)
+        if done == steps:
+            break
+net.eval()
+report["accuracy"] = [float(evaluate(x, labels).item()) for _ in range(4) for x, labels in mr.cifar.Loader(data.test, 4, train=False)]
+state = net.state_dict() | optimizer.state_dict()
+report["state"] = hashlib.sha256(b"".join(np.ascontiguousarray(a).tobytes() for a in state.values())).hexdigest()
+report["in_flight"] = len(now._in_flight) if late else 0
+print(json.dumps(report))
