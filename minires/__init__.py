@@ -11,7 +11,8 @@ Names are PyTorch's. The kernels run on an NVIDIA GPU or, compiled by a C++ comp
     Tensor, no_grad, functional      arrays with gradients, and the differentiable operations
     nn, resnet, optim                layers, ResNets, SGD and schedules of its learning rate
     cifar, checkpoint                CIFAR-10 as batches on the device; safetensors files
-    gradcheck, sanitize, profile     are the gradients right, are the kernels sound, where does the time go
+    gradcheck, sanitize              are the gradients right, are the kernels sound
+    counters, profile                what would a GPU do with a kernel, where does the time go
     graph, RawKernel                 a training step as one CUDA graph; a kernel of your own
 """
 
@@ -22,7 +23,7 @@ from .graph import graph
 from .nn import manual_seed
 from .profiler import profile
 from .tensor import Tensor, no_grad
-from .watch import SanitizerError, sanitize
+from .watch import SanitizerError, counters, sanitize
 
 __all__ = [
     "DeviceError",
@@ -32,6 +33,7 @@ __all__ = [
     "Tensor",
     "checkpoint",
     "cifar",
+    "counters",
     "describe_device",
     "functional",
     "get_device",

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from minires import functional
-from minires.device.source import library_files, read_source
+from minires.device.source import find_kernels, library_files, read_source
 from minires.watch.occupancy import SHARED_KB, Gpu, Resources, warps_by_resources
 
 ARCHITECTURES = [75, 80, 86, 89, 90, 100, 120]
@@ -20,31 +20,32 @@ import dataclasses, json, sys
 import numpy as np
 from minires.device import DeviceError
 from minires.watch.occupancy import resources
-code, names, dtype, architectures = json.load(sys.stdin)
-try:
-    found = [resources(code, tuple(names), a, np.dtype(dtype)) for a in architectures]
-except DeviceError as error:
-    sys.exit(str(error))
-print(json.dumps([{name: dataclasses.astuple(r) for name, r in one.items()} for one in found]))
+sources, dtype, architectures = json.load(sys.stdin)
+for code, names in sources:
+    try:
+        found = [resources(code, tuple(names), a, np.dtype(dtype)) for a in architectures]
+    except DeviceError as error:
+        sys.exit(f"{names}: {error}")
+    print(json.dumps([{name: dataclasses.astuple(r) for name, r in one.items()} for one in found]))
 """
 
 
-def compile_everywhere(code: str, names: list[str], dtype: str = "float32") -> list[dict[str, Resources]]:
-    """What ptxas says for each architecture, by the real CuPy in a process of its own."""
+def compile_everywhere(sources: list[tuple[str, list[str]]], dtype: str = "float32") -> list[list[dict[str, Resources]]]:
+    """What ptxas says of each source's kernels for each architecture, by the real CuPy in a process of its own."""
     if importlib.util.find_spec("cupy") is None:
         pytest.skip("NVRTC comes with CuPy: pip install cupy-cuda12x")
     path = [p for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p and "late_gpu" not in p]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([*path, str(Path(__file__).parent.parent)])}
     result = subprocess.run(
         [sys.executable, "-c", COMPILE],
-        input=json.dumps([code, names, dtype, ARCHITECTURES]),
+        input=json.dumps([sources, dtype, ARCHITECTURES]),
         env=environment,
         capture_output=True,
         text=True,
         check=False,
     )
     assert result.returncode == 0, result.stderr
-    return [{name: Resources(*r) for name, r in one.items()} for one in json.loads(result.stdout)]
+    return [[{n: Resources(*r) for n, r in one.items()} for one in json.loads(line)] for line in result.stdout.splitlines()]
 
 
 def instances(stem: str) -> dict[str, int]:
@@ -58,17 +59,16 @@ def test_compiles(stem, dtype, current_device):
         pytest.skip("once is enough: this does not depend on the current device")
     path = next(p for p in library_files().values() if p.stem == stem)
     text = path.read_text()
-    from minires.device.source import find_kernels
-
     threads = {k.name: 256 for k in find_kernels(text).values() if k.template is None} | instances(stem)
     assert len(threads) >= 1
-    for architecture, found in zip(ARCHITECTURES, compile_everywhere(read_source(path), list(threads), dtype.name), strict=True):
+    (everywhere,) = compile_everywhere([(read_source(path), list(threads))], dtype.name)
+    for architecture, found in zip(ARCHITECTURES, everywhere, strict=True):
         assert found.keys() == threads.keys()
         for name, used in found.items():
             if "<" in name and dtype == np.float64:
                 continue  # double serves gradient checks; twice the registers are not there
             assert used.spill_bytes == 0, f"{name} spills registers to memory on sm_{architecture}"
-            assert used.registers <= (64 if "<" not in name else 255), f"{name} on sm_{architecture}"
+            assert used.registers <= (80 if "<" not in name else 255), f"{name} on sm_{architecture}"
 
 
 def test_occupancy_by_hand():

@@ -1,6 +1,7 @@
 """The download against a real server on this machine that misbehaves, and hostile archives."""
 
 import contextlib
+import gzip
 import hashlib
 import io
 import itertools
@@ -33,7 +34,9 @@ def member(
 def archive(*extra: tuple, names=NAMES, size: int = 20 * cifar.RECORD_BYTES) -> bytes:
     data = cifar.synthetic_records(20)[:size]
     file = io.BytesIO()
-    with tarfile.open(fileobj=file, mode="w:gz", format=tarfile.PAX_FORMAT) as tar:
+    with gzip.GzipFile(fileobj=file, mode="w", mtime=0) as zipped, tarfile.open(
+        fileobj=zipped, mode="w", format=tarfile.PAX_FORMAT
+    ) as tar:
         for info, content in [*extra, *(member(name, data) for name in names)]:
             tar.addfile(info, io.BytesIO(content))
     return file.getvalue()

@@ -36,6 +36,7 @@ from .source import (
     expand_includes,
     find_kernels,
     parameter_name,
+    place_of,
     spaces,
 )
 
@@ -224,7 +225,7 @@ def _compile(
         for step in steps:
             result = subprocess.run([*compiler, *step], input=unit, capture_output=True, text=True, check=False)
             if result.returncode:
-                reason = _explain(blank(unit), result.stderr)
+                reason = _explain(unit, result.stderr)
                 raise DeviceError(reason or f"{compiler[0]} could not compile the kernels:\n{result.stderr.strip()}")
         path = cache / f"{key}-{_digest(linked)}.so"
         os.replace(linked, path)
@@ -270,23 +271,16 @@ _NOT_HERE = {  # what it is called: how it looks, and a word of the compiler's m
 }
 
 
-def _explain(unit: str, message: str) -> str | None:
+def _explain(code: str, message: str) -> str | None:
     """One sentence for what cannot be had on a CPU; None where the mistake is the kernel's own."""
     if missing := re.search(r"fatal error: '?([^:'\n]+)'?(?: file not found|: No such file)", message):
         place = re.search(rf"^[^\n]*?(\S+:\d+):\d+: fatal error: '?{re.escape(missing[1])}", message, re.MULTILINE)
         return f"{place[1] if place else 'RawKernel'}: there is no header {missing[1]!r} on the cpu device"
     for what, (pattern, words) in _NOT_HERE.items():
-        if re.search(words, message) and (found := re.search(pattern, unit)):
-            return f"{_place(unit, found.start())}: {what} cannot be had on the cpu device: {found[0].strip()!r}"
+        if re.search(words, message) and (found := re.search(pattern, blank(code))):
+            file, line = place_of(code, found.start())
+            return f"{file}:{line}: {what} cannot be had on the cpu device: {found[0].strip()!r}"
     return None
-
-
-def _place(unit: str, position: int) -> str:
-    """`file:line` of a place in a unit, by the #line above it."""
-    before = unit[:position]
-    number = before.count("\n") + 1
-    marks = [(m, before.count("\n", 0, m.start()) + 1) for m in re.finditer(r"^#line (\d+)(.*)$", before, re.MULTILINE)]
-    return f"RawKernel:{number - marks[-1][1] - 1 + int(marks[-1][0][1]) if marks else number}"
 
 
 def _thread_count() -> int:

@@ -38,10 +38,11 @@ def nvrtc_options(scalar: np.dtype) -> tuple[str, ...]:
 
 
 def _include_paths() -> list[Path]:
-    """Where cooperative_groups.h is: NVIDIA's wheel brings CUDA's headers."""
-    spec = importlib.util.find_spec("nvidia")
-    roots = map(Path, spec.submodule_search_locations if spec else ())
-    return [path for root in roots for path in (root / "cuda_runtime" / "include",) if path.is_dir()]
+    """Where cooperative_groups.h and what it includes are: NVIDIA's wheel and CuPy bring CUDA's headers."""
+    places = {"nvidia": "cuda_runtime/include", "cupy": "_core/include/cupy/_cccl/libcudacxx"}
+    specs = {name: importlib.util.find_spec(name) for name in places}
+    roots = [(root, places[name]) for name, spec in specs.items() for root in (spec.submodule_search_locations if spec else ())]
+    return [path for path in (Path(root) / place for root, place in roots) if path.is_dir()]
 
 
 def prepare(code: str) -> str:
@@ -54,6 +55,7 @@ _FIXED_WIDTH = "".join(
     for u in ("", "u")
     for bits, name in ((8, "char"), (16, "short"), (32, "int"), (64, "long long"))
 )
+_SHORT = "typedef unsigned int uint; typedef unsigned short ushort;"  # as the host's headers have it
 _LIMITS = (
     "constexpr float FLT_MAX = 3.402823466e+38f, FLT_MIN = 1.175494351e-38f, FLT_EPSILON = 1.192092896e-7f; "
     "constexpr double DBL_MAX = 1.7976931348623157e+308, DBL_EPSILON = 2.2204460492503131e-16; "
@@ -67,8 +69,8 @@ def _header(name: str) -> str | None:
     if name in ("float.h", "cfloat", "limits.h", "climits"):
         return _LIMITS
     if re.fullmatch(r"c?(?:std(?:io|lib|bool|def)|math|assert|string|time)(?:\.h)?|[a-z_]+", name):
-        return ""
-    return "" if HOST_HEADERS.fullmatch(name) and "fp" not in name else None
+        return _SHORT
+    return _SHORT if HOST_HEADERS.fullmatch(name) and "fp" not in name else None
 
 
 _C_TYPES = {

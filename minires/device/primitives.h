@@ -24,7 +24,7 @@ template <class T> static inline T from_word(uint64_t word) {
     return value;
 }
 
-template <class T> static T shuffle(unsigned mask, T value, unsigned source, const char* file, int line) {
+template <class T> MINIRES_UNWATCHED static T shuffle(unsigned mask, T value, unsigned source, const char* file, int line) {
     source &= 31;
     const uint64_t* shown = exchange(mask, to_word(value), file, line);
     check_lane(mask, source, file, line);
@@ -32,7 +32,7 @@ template <class T> static T shuffle(unsigned mask, T value, unsigned source, con
 }
 
 // The lanes of the mask for whose value f is true.
-template <class T, class F> static unsigned select(unsigned mask, T value, const char* file, int line, F f) {
+template <class T, class F> MINIRES_UNWATCHED static unsigned select(unsigned mask, T value, const char* file, int line, F f) {
     const uint64_t* shown = exchange(mask, to_word(value), file, line);
     unsigned lanes = 0;
     for (unsigned l = 0; l < 32; ++l)
@@ -40,7 +40,7 @@ template <class T, class F> static unsigned select(unsigned mask, T value, const
     return lanes;
 }
 
-template <class T, class F> static T reduce(unsigned mask, T value, const char* file, int line, F f) {
+template <class T, class F> MINIRES_UNWATCHED static T reduce(unsigned mask, T value, const char* file, int line, F f) {
     const uint64_t* shown = exchange(mask, to_word(value), file, line);
     bool first = true;
     T result = value;

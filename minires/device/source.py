@@ -40,18 +40,26 @@ def expand_includes(code: str, replace: Callable[[str], str | None]) -> str:
 
     `replace` says what stands for the header of any other #include line; None keeps the line.
     """
+    code = code.removeprefix("\ufeff").replace("\r\n", "\n")
 
     def one(match: re.Match) -> str:
         if match[1] == "common.cuh":
-            line = code.count("\n", 0, match.start()) + 2
-            return read_source(KERNELS_DIR / "common.cuh") + f"#line {line - first}{name}"
+            name, line = place_of(code, match.start())
+            return read_source(KERNELS_DIR / "common.cuh") + f'#line {line + 1} "{name}"'
         replacement = replace(match[1])
         return match[0] if replacement is None else replacement
 
-    code = code.removeprefix("\ufeff").replace("\r\n", "\n")
-    start = re.match(r'#line 1( "[^"\n]*")\n', code)
-    first, name = (1, start[1]) if start else (0, "")
     return _INCLUDE.sub(one, code)
+
+
+def place_of(code: str, position: int) -> tuple[str, int]:
+    """File and line of a place in `code`, by the last #line above it."""
+    mark = None
+    for mark in re.finditer(r'^#line (\d+) "([^"\n]*)"$', code[:position], re.MULTILINE):
+        pass
+    if mark is None:
+        return "RawKernel", code.count("\n", 0, position) + 1
+    return mark[2], int(mark[1]) + code.count("\n", mark.end(), position) - 1
 
 
 # Headers of a whole program that a kernel does not need; what they declare for kernels is built in.

@@ -6,10 +6,12 @@
 #pragma once
 
 #define __shared__ static __thread
+#define MINIRES_UNWATCHED
 #define MINIRES_DYNAMIC_SHARED extern __thread
 #define MINIRES_DYNAMIC_MEMORY(bytes)                                       \
-    extern "C" __attribute__((aligned(128), visibility("hidden"))) __thread \
-    char minires_dynamic_shared[bytes];
+    extern "C" {                                                            \
+    __attribute__((aligned(128), visibility("hidden"))) __thread char minires_dynamic_shared[bytes]; \
+    }
 
 static inline void __threadfence() { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
 static inline void __threadfence_block() {}

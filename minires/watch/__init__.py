@@ -12,9 +12,10 @@ from collections.abc import Iterable, Iterator
 
 from .. import device
 from ..device.cpu import CpuDevice
+from .counters import counters
 from .sanitizer import Sanitizer, SanitizerError
 
-__all__ = ["SanitizerError", "sanitize"]
+__all__ = ["SanitizerError", "counters", "sanitize"]
 
 
 def _of_the_process() -> Sanitizer | None:

@@ -118,11 +118,14 @@ static void access(void* where, size_t bytes, bool writes, void* caller, bool at
     const char* const stack = threads[running].stack;
     if (address >= stack && address < stack + stack_bytes) return;
     bool inside;
-    Array* const array = nearest(address, &inside);
+    Array* array = nearest(address, &inside);
     if (!array) return;
-    const bool in_image = address >= image_begin && address < image_end;  // constants, and threadIdx and its like
-    const bool near = address + red_zone >= array->base && address < array->base + array->bytes + most_shared;
-    if (!inside && in_image && !(array->number < 0 && near)) return;
+    if (!inside && address >= image_begin && address < image_end) {  // constants, threadIdx and its like: of no interest
+        const auto in_reach = [&](const Array& a) { return address >= a.base && address < a.base + a.bytes + a.reach; };
+        const auto found = std::find_if(arrays.begin(), arrays.end(), in_reach);
+        if (found == arrays.end()) return;
+        array = &*found;
+    }
     observer->access({address, bytes, writes, atomic, uint32_t(static_cast<char*>(caller) - image_begin), array, inside});
 }
 
@@ -201,7 +204,7 @@ static void release_barrier() {
             return sync_error(t, "a barrier that other threads of the block never reach");
         if (threads[t].wait == DONE) ended = t + 1;
     }
-    if (ended) {
+    if (ended && (checks & SYNC)) {
         const uint3 gone = index_of(ended - 1);
         char text[400];
         snprintf(text, sizeof text,
@@ -210,7 +213,8 @@ static void release_barrier() {
                  gone.x, gone.y, gone.z);
         return sync_error(at_barrier, text);
     }
-    for (Thread& thread : threads) thread.wait = READY;
+    for (Thread& thread : threads)
+        if (thread.wait == BARRIER) thread.wait = READY;
     votes[(++epoch + 1) % 3] = 0;
 }
 
@@ -227,7 +231,8 @@ static void run_block(int order, std::mt19937_64& random) {
     observer->begin_block();
     if (dynamic_bytes) {
         memset(minires_dynamic_shared, 0xff, sizeof minires_dynamic_shared);
-        arrays.push_back({minires_dynamic_shared, dynamic_bytes, 1, 1, "of dynamic size, bytes", -1, nullptr});
+        arrays.push_back({minires_dynamic_shared, dynamic_bytes, 1, 1, "of dynamic size, bytes", -1, nullptr,
+                          sizeof minires_dynamic_shared - dynamic_bytes});
         observer->added(arrays.back());
     }
     while (stacks.size() < threads.size()) {
@@ -303,7 +308,7 @@ int run(Observer& by, void (*kernel)(void**), const unsigned* grid_and_block, ui
     failed = false;
     arrays.clear();
     for (const Region& r : regions)
-        arrays.push_back({r.base, r.bytes, r.element, r.cell, nullptr, int64_t(arrays.size()), r.initialized});
+        arrays.push_back({r.base, r.bytes, r.element, r.cell, nullptr, int64_t(arrays.size()), r.initialized, 0});
     arguments = arrays.size();
 
     stack_t alternate{}, before;
@@ -355,12 +360,12 @@ void* minires_shared(const void* key, void* place, size_t bytes, size_t element,
             leave();
         }
         while (slot >= shared_memory.size())
-            shared_memory.push_back(static_cast<char*>(aligned_alloc(64, most_shared + 2 * red_zone)));
+            shared_memory.push_back(static_cast<char*>(aligned_alloc(128, most_shared + 2 * red_zone)));
         char* const base = place ? static_cast<char*>(place) : shared_memory[slot] + red_zone;
         memset(base - red_zone, 0xff, bytes + 2 * red_zone);
         const bool is_number = element == 1 || element == 2 || element == 4 || element == 8;
         const size_t cell = is_number ? element : element % 4 == 0 ? 4 : 1;
-        arrays.push_back({base, bytes, element, cell, name, -1, nullptr});
+        arrays.push_back({base, bytes, element, cell, name, -1, nullptr, red_zone});
         observer->added(arrays.back());
     }
     return arrays[found->second].base;

@@ -37,6 +37,7 @@ struct Array {
     const char* name;               // of a shared array
     int64_t number;                 // of an argument, else -1
     uint8_t* kept;
+    uint64_t reach;  // of a shared array: bytes behind it that nothing else has
 };
 
 struct Access {

@@ -8,7 +8,6 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -28,6 +27,23 @@ class Region(ctypes.Structure):
         ("element", ctypes.c_uint64),
         ("cell", ctypes.c_uint64),
         ("initialized", ctypes.c_void_p),
+    )
+
+
+class Report(ctypes.Structure):
+    """Where and why a launch was stopped, as engine.h has it."""
+
+    _fields_ = (
+        ("kind", ctypes.c_char * 8),
+        ("text", ctypes.c_char * 512),
+        ("name", ctypes.c_char * 64),
+        ("region", ctypes.c_int64),
+        ("index", ctypes.c_int64),
+        ("elements", ctypes.c_uint64),
+        ("pc", ctypes.c_uint64),
+        ("other_pc", ctypes.c_uint64),
+        ("block", ctypes.c_uint * 3),
+        ("thread", ctypes.c_uint * 3),
     )
 
 
@@ -138,3 +154,25 @@ def source_lines(path: Path, addresses: list[int]) -> list[tuple[str, int]]:
 def _short(name: str) -> str:
     file = Path(name.strip())
     return f"{file.parent.name}/{file.name}" if file.is_absolute() and file.parent.name == "kernels" else file.name
+
+
+def describe(report: Report, path: Path, kernel: str, names: list[str]) -> str:
+    """A report in words."""
+    where = f", {_source_line(path, report.pc)}" if report.pc else ""
+    thread = f"block {tuple(report.block)}, thread {tuple(report.thread)}"
+    text = report.text.decode()
+    if report.pc or report.elements:
+        name = f"shared array {report.name.decode()}" if report.region < 0 else names[report.region]
+        text += f": {name}[{report.index}], of {report.elements} elements"
+        if report.other_pc:
+            text += f" (the other access: {_source_line(path, report.other_pc)})"
+    return f"kernel {kernel}{where}, {thread}: {text}"
+
+
+def _source_line(path: Path, pc: int) -> str:
+    """`file:line` of the instruction before a return address."""
+    try:
+        ((file, line),) = source_lines(path, [pc])
+    except (OSError, ValueError):
+        return f"{path.name}+{pc - 1:#x}"
+    return f"{file}:{line}"

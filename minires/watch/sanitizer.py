@@ -6,13 +6,12 @@ import bisect
 import ctypes
 import weakref
 from collections.abc import Iterable
-from pathlib import Path
 
 import numpy as np
 
 from ..device.cpu import CpuDevice, Library, compile_library, pack_arguments
 from ..device.source import DeviceError, Signature
-from .engine import INSTRUMENTS, Region, arena, cell_of, named_arrays, replace_arrays, source_lines
+from .engine import INSTRUMENTS, Region, Report, arena, cell_of, describe, named_arrays, replace_arrays
 
 CHECKS = {"race": 1, "mem": 2, "init": 4, "sync": 8}
 _ORDERS = ("forward", "reverse", "random")
@@ -24,21 +23,6 @@ class SanitizerError(DeviceError):
     def __init__(self, kind: str, message: str) -> None:
         super().__init__(f"{kind}: {message}")
         self.kind = kind
-
-
-class _Report(ctypes.Structure):
-    _fields_ = (
-        ("kind", ctypes.c_char * 8),
-        ("text", ctypes.c_char * 512),
-        ("name", ctypes.c_char * 64),
-        ("region", ctypes.c_int64),
-        ("index", ctypes.c_int64),
-        ("elements", ctypes.c_uint64),
-        ("pc", ctypes.c_uint64),
-        ("other_pc", ctypes.c_uint64),
-        ("block", ctypes.c_uint * 3),
-        ("thread", ctypes.c_uint * 3),
-    )
 
 
 class Tracker:
@@ -134,7 +118,7 @@ class Sanitizer:
             for e, b in zip(cells, before, strict=True):
                 if e is not None:
                     np.copyto(e, b)
-            report = _Report()
+            report = Report()
             found = library.loaded.minires_check(
                 kernel,
                 (ctypes.c_uint * 6)(*grid, *block),
@@ -148,9 +132,9 @@ class Sanitizer:
                 ctypes.byref(report),
             )
             if found and report.kind == b"assert":
-                raise DeviceError(_describe(report, library.path, signature.name, names))
+                raise DeviceError(describe(report, library.path, signature.name, names))
             if found:
-                raise SanitizerError(report.kind.decode(), _describe(report, library.path, signature.name, names))
+                raise SanitizerError(report.kind.decode(), describe(report, library.path, signature.name, names))
             results.append([c.tobytes() for c in copies])
         del values
         self._compare(signature.name, names, arrays, results)
@@ -181,24 +165,3 @@ class Sanitizer:
                     f"kernel {kernel} left {name}[{int(np.argmin(new))}] of {new.size} elements unwritten "
                     f"({new.size - int(new.sum())} in all)",
                 )
-
-
-def _describe(report: _Report, path: Path, kernel: str, names: list[str]) -> str:
-    where = f", {_source_line(path, report.pc)}" if report.pc else ""
-    thread = f"block {tuple(report.block)}, thread {tuple(report.thread)}"
-    text = report.text.decode()
-    if report.pc or report.elements:
-        name = f"shared array {report.name.decode()}" if report.region < 0 else names[report.region]
-        text += f": {name}[{report.index}], of {report.elements} elements"
-        if report.other_pc:
-            text += f" (the other access: {_source_line(path, report.other_pc)})"
-    return f"kernel {kernel}{where}, {thread}: {text}"
-
-
-def _source_line(path: Path, pc: int) -> str:
-    """`file:line` of the instruction before a return address."""
-    try:
-        ((file, line),) = source_lines(path, [pc])
-    except (OSError, ValueError):
-        return f"{path.name}+{pc - 1:#x}"
-    return f"{file}:{line}"

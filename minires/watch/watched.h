@@ -34,9 +34,10 @@ long long minires_clock();
         minires_shared(&name##_key, nullptr, sizeof(name##_type), sizeof(__VA_ARGS__), #name))
 #define MINIRES_GLOBAL_SHARED(name, dims, ...)                                      \
     typedef __VA_ARGS__ name##_type dims;                                           \
-    alignas(64) static struct { char before[1024]; name##_type array; char after[1024]; } name##_zone; \
+    alignas(128) static struct { char before[1024]; name##_type array; char after[1024]; } name##_zone; \
     static name##_type& name = name##_zone.array
 #define MINIRES_DYNAMIC_SHARED extern
+#define MINIRES_UNWATCHED __attribute__((noinline, no_sanitize_thread))
 #define MINIRES_DYNAMIC_MEMORY(bytes)  // engine.cpp has it
 
 #define __syncthreads() minires_barrier(__COUNTER__, __FILE__, __LINE__)  // the counter tells two on a line apart
@@ -61,7 +62,7 @@ static inline unsigned converge(const char* file, int line) { return minires_con
 static inline long long clock() { return minires_clock(); }
 
 // Blocks run on one OS thread here, so nothing can come between the two halves of an update.
-template <class T, class F> __attribute__((noinline, no_sanitize_thread)) static T atomic_update(T* p, F f) {
+template <class T, class F> MINIRES_UNWATCHED static T atomic_update(T* p, F f) {
     minires_atomic(p, sizeof(T));
     const T old = *p;
     *p = f(old);

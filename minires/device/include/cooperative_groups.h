@@ -75,6 +75,7 @@ struct lane_group : thread_group {
 
 template <unsigned Size, class Parent = void> struct thread_block_tile : lane_group {
     thread_block_tile() : lane_group(whole() << (minires::lane() & ~(Size - 1))) {}
+    template <class Other> thread_block_tile(const thread_block_tile<Size, Other>& tile) : lane_group(tile.mask) {}
     static constexpr unsigned whole() { return Size == 32 ? 0xffffffffu : (1u << (Size & 31)) - 1; }
     static unsigned meta_group_rank() { return thread_block::thread_rank() / Size; }
     static unsigned meta_group_size() { return (thread_block::size() + Size - 1) / Size; }
@@ -118,7 +119,7 @@ template <class T = void> struct bit_xor {
 template <class Group, class T, class F> static T reduce(const Group& group, T value, F f, MINIRES_CALLER) {
     return minires::reduce(group.mask, value, file, line, f);
 }
-template <class Group, class T, class F> static T inclusive_scan(const Group& group, T value, F f, MINIRES_CALLER) {
+template <class Group, class T, class F> MINIRES_UNWATCHED static T inclusive_scan(const Group& group, T value, F f, MINIRES_CALLER) {
     const uint64_t* shown = minires::exchange(group.mask, minires::to_word(value), file, line);
     T result = value;
     bool first = true;

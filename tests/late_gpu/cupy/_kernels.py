@@ -43,13 +43,17 @@ class RawModule:
         self._code, self._options, self._names, self._library = code, options, tuple(name_expressions or ()), None
 
     def get_function(self, name: str) -> _Function:
+        from minires.device import cuda
         from minires.device.cpu import compile_library
         from minires.device.source import DeviceError
 
         c_type = next((o.partition("=")[2] for o in self._options if o.startswith("-Dscalar_t=")), "float")
+        code = self._code
+        for built_in in (cuda._FIXED_WIDTH, cuda._LIMITS, cuda._SHORT):  # what NVRTC has to be given, and a C++ compiler has
+            code = code.replace(built_in, "")
         try:
             self._library = self._library or compile_library(
-                self._code, self._names, np.dtype({"float": "f4", "double": "f8"}[c_type]), "cuda"
+                code, self._names, np.dtype({"float": "f4", "double": "f8"}[c_type]), "cuda"
             )
         except DeviceError as error:
             raise compiler.CompileException(str(error), self._code, name, self._options) from None

@@ -1,0 +1,271 @@
+"""mr.counters(): what a GPU's load/store units would see of each launch, without a GPU."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import dataclasses
+import json
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from .. import device
+from ..device.cpu import CpuDevice, Library, compile_library, pack_arguments
+from ..device.source import DeviceError, Signature
+from .engine import INSTRUMENTS, Region, Report, arena, cell_of, describe, named_arrays, replace_arrays, source_lines
+
+_KINDS = "load", "store", "atomic"
+
+
+class _Lanes(ctypes.Structure):
+    _fields_ = (("address", ctypes.c_uint64 * 32), ("mask", ctypes.c_uint32))
+
+
+class _Row(ctypes.Structure):
+    _fields_ = (
+        *((name, ctypes.c_uint64) for name in ("requests", "lanes", "sectors", "sectors_least")),
+        *((name, ctypes.c_uint64) for name in ("wavefronts", "wavefronts_least")),
+        ("pc", ctypes.c_uint32),
+        ("bytes", ctypes.c_uint32),
+        ("shared", ctypes.c_uint8),
+        ("kind", ctypes.c_uint8),
+        ("sampled", ctypes.c_uint16),
+        ("sample", _Lanes * 4),
+    )
+
+
+@dataclass
+class Access:
+    """The accesses of one width and kind to one space at one source line, summed over the blocks that were counted.
+
+    bytes          that a lane asks for
+    requests       executions by a warp      smsp__inst_executed_op_global_ld, l1tex__t_requests_pipe_lsu_mem_global_op_ld
+    lanes          that took part in them    smsp__thread_inst_executed_per_inst_executed is lanes / requests
+    sectors        of 32 bytes, global       l1tex__t_sectors_pipe_lsu_mem_global_op_ld;  sectors / requests is
+                                             l1tex__average_t_sectors_per_request_pipe_lsu_mem_global_op_ld
+    sectors_least  the distinct bytes of each request over 32, rounded up
+    wavefronts     shared                    l1tex__data_pipe_lsu_wavefronts_mem_shared;  wavefronts - wavefronts_least is
+                                             l1tex__data_bank_conflicts_pipe_lsu_mem_shared
+    wavefronts_least  one for each 32, 16 or 8 lanes (of up to 4, 8 or 16 bytes) of which one is active
+    """
+
+    file: str
+    line: int
+    space: str
+    kind: str
+    bytes: int
+    requests: int = 0
+    lanes: int = 0
+    sectors: int = 0
+    sectors_least: int = 0
+    wavefronts: int = 0
+    wavefronts_least: int = 0
+    samples: list[list[int | None]] = field(default_factory=list)  # the first requests: each lane's place in its array
+
+    def add(self, row: _Row) -> None:
+        """Add what another instruction of the line did."""
+        for name in ("requests", "lanes", "sectors", "sectors_least", "wavefronts", "wavefronts_least"):
+            setattr(self, name, getattr(self, name) + getattr(row, name))
+        for request in row.sample[: row.sampled]:
+            if len(self.samples) < 4:
+                self.samples.append([a if request.mask >> i & 1 else None for i, a in enumerate(request.address)])
+
+
+@dataclass
+class Launch:
+    """One launch: its geometry, how many of its blocks were counted, and their accesses."""
+
+    kernel: str
+    grid: tuple[int, int, int]
+    block: tuple[int, int, int]
+    blocks_counted: int
+    accesses: list[Access]
+    shared_mem: int
+    array_bytes: int  # of the arrays that it was given, each counted once
+    arguments: dict[str, float | tuple[int, ...]]  # scalars, and arrays' shapes
+    code: str = ""
+    scalar: str = ""
+
+    @property
+    def blocks(self) -> int:
+        """Of the grid."""
+        return math.prod(self.grid)
+
+    @property
+    def threads(self) -> int:
+        """Of a block."""
+        return math.prod(self.block)
+
+    def total(self, space: str) -> Access:
+        """The sums over the accesses to "global" or "shared" memory. Raises ValueError for another space."""
+        if space not in ("global", "shared"):
+            raise ValueError(f"space must be 'global' or 'shared', got {space!r}")
+        total = Access("", 0, space, "all", 0)
+        for access in self.accesses:
+            if access.space == space:
+                total.add(_as_row(access))
+        return total
+
+
+def _as_row(access: Access) -> _Row:
+    names = ("requests", "lanes", "sectors", "sectors_least", "wavefronts", "wavefronts_least")
+    return _Row(**{name: getattr(access, name) for name in names})
+
+
+class Counters:
+    """The launches that were counted. str() is a table for each kernel."""
+
+    def __init__(self, blocks: int | None) -> None:
+        self.launches: list[Launch] = []
+        self._blocks = blocks
+        self._lines: dict[tuple[Path, int], tuple[str, int]] = {}
+
+    # What the device asks of a watcher: see CpuDevice.
+
+    def allocated(self, memory: np.ndarray) -> None:
+        pass
+
+    def written(self, array: np.ndarray) -> None:
+        pass
+
+    def read(self, array: np.ndarray) -> None:
+        pass
+
+    def compile(self, now: CpuDevice, code: str, names: tuple[str, ...], scalar: np.dtype) -> dict:
+        """Signature and launch of each name expression: first as it is, then some of its blocks on copies, watched."""
+        plain = now.runs(compile_library(code, names, scalar, now.tiling), code)
+        watched = compile_library(code, names, scalar, now.tiling, INSTRUMENTS)
+
+        def launcher(signature: Signature, run: Callable, symbol: str) -> tuple[Signature, Callable]:
+            def launch(grid: tuple, block: tuple, args: list, shared: int) -> None:
+                memory = arena([array for _, array in named_arrays(signature, args)])
+                run(grid, block, args, shared)
+                counted = now.watcher._count(watched, signature, symbol, grid, block, args, shared, memory)
+                counted.code, counted.scalar = code, scalar.name
+                now.watcher.launches.append(counted)
+
+            return signature, launch
+
+        return {name: launcher(*plain[name], watched.kernels[name][1]) for name in names}
+
+    def _count(
+        self,
+        library: Library,
+        signature: Signature,
+        symbol: str,
+        grid: tuple,
+        block: tuple,
+        args: list,
+        shared: int,
+        memory: tuple[np.ndarray, list[np.ndarray]],
+    ) -> Launch:
+        named, copies = named_arrays(signature, args), memory[1]
+        _, pointers = values = pack_arguments(replace_arrays(args, iter(copies)))
+        regions = (Region * max(len(copies), 1))(
+            *(Region(c.ctypes.data, c.nbytes, c.itemsize, cell_of(c.dtype), None) for c in copies)
+        )
+        total = math.prod(grid)
+        wanted = total if self._blocks is None else min(self._blocks, total)
+        chosen = np.unique(np.linspace(0, total - 1, wanted).astype(np.uint32))
+        rows, report = (_Row * 4096)(), Report()
+        found = library.loaded.minires_count
+        found.restype = ctypes.c_int64
+        n = found(
+            ctypes.cast(library.loaded[symbol], ctypes.c_void_p),
+            (ctypes.c_uint * 6)(*grid, *block),
+            ctypes.c_uint64(shared),
+            pointers,
+            regions,
+            ctypes.c_uint64(len(copies)),
+            chosen.ctypes.data_as(ctypes.c_void_p),
+            ctypes.c_uint64(len(chosen)),
+            rows,
+            ctypes.c_uint64(len(rows)),
+            ctypes.byref(report),
+        )
+        del values
+        if n < 0:
+            raise DeviceError(describe(report, library.path, signature.name, [name for name, _ in named]))
+        accesses = self._accesses(library.path, rows[: min(n, len(rows))])
+        different = {a.ctypes.data: a.nbytes for _, a in named}
+        known = zip(signature.parameters, args, strict=True)
+        arguments = {p.name: a.shape if isinstance(a, np.ndarray) else a.item() for p, a in known if hasattr(a, "dtype")}
+        return Launch(
+            signature.name, grid, block, len(chosen), accesses, shared, sum(different.values()), arguments
+        )
+
+    def _accesses(self, path: Path, rows: list[_Row]) -> list[Access]:
+        unknown = sorted({row.pc for row in rows if (path, row.pc) not in self._lines})
+        if unknown:
+            try:
+                lines = source_lines(path, unknown)
+            except OSError as error:
+                raise DeviceError(f"counters: {error}") from None
+            self._lines |= {(path, pc): line for pc, line in zip(unknown, lines, strict=True)}
+        found: dict[tuple, Access] = {}
+        for row in rows:
+            file, line = self._lines[path, row.pc]
+            key = file, line, "shared" if row.shared else "global", _KINDS[row.kind], row.bytes
+            found.setdefault(key, Access(*key)).add(row)
+        return sorted(found.values(), key=lambda a: (a.file, a.line, a.space, a.kind))
+
+    def __str__(self) -> str:
+        head = f"{'kernel':44}{'launches':>9}{'space':>8}{'requests':>12}{'lanes':>7}{'sectors':>9}{'wavefronts':>12}"
+        lines = [head + "   (lanes a request; sectors and wavefronts against the least)"]
+        for name in dict.fromkeys(launch.kernel for launch in self.launches):
+            of_kernel = [launch for launch in self.launches if launch.kernel == name]
+            for space in ("global", "shared"):
+                totals = [launch.total(space) for launch in of_kernel]
+                total = Access("", 0, space, "all", 0)
+                for one in totals:
+                    total.add(_as_row(one))
+                if not total.requests:
+                    continue
+                sectors = f"{total.sectors / total.sectors_least:9.2f}" if total.sectors_least else " " * 9
+                waves = f"{total.wavefronts / total.wavefronts_least:12.2f}" if total.wavefronts_least else ""
+                lines.append(
+                    f"{name:44}{len(of_kernel):9}{space:>8}{total.requests:12}{total.lanes / total.requests:7.1f}"
+                    f"{sectors}{waves}"
+                )
+        return "\n".join(lines)
+
+    def to_json(self, path: str | Path) -> None:
+        """Write every launch with its accesses. Raises OSError where the file cannot be written."""
+        launches = [dataclasses.asdict(launch) for launch in self.launches]
+        for launch in launches:
+            del launch["code"]
+        Path(path).write_text(json.dumps({"launches": launches}, indent=1))
+
+
+@contextlib.contextmanager
+def counters(blocks: int | None = 4) -> Iterator[Counters]:
+    """Within this context each launch is counted as a GPU's load/store units would see it. Only on the CPU device.
+
+    The operations choose the tiles and the launch geometry of the cuda device. Every launch first runs as it is, so
+    that results are right and come soon; then `blocks` of its blocks, spread over the grid with its edges among them
+    (None: all), run again on copies, thread by thread.
+
+        with mr.counters() as c:
+            net(x)
+        print(c)
+
+    c.launches has a Launch each, with an Access for each source line, space, kind and width. What this is not: it sees
+    the accesses of the source, not what ptxas makes of them (which may merge, move or drop some), and no caches.
+    Raises DeviceError on a GPU, where NVIDIA's `ncu` counts; ValueError where blocks is below 1.
+    """
+    now = device.current()
+    if now.name != "cpu":
+        raise DeviceError("counters are of the cpu device; on a GPU NVIDIA's Nsight Compute, ncu, counts")
+    if blocks is not None and blocks < 1:
+        raise ValueError(f"counters: blocks must be at least 1, or None for all, got {blocks}")
+    before, counted = (now.watcher, now.tiling), Counters(blocks)
+    now.watcher, now.tiling = counted, "cuda"
+    try:
+        yield counted
+    finally:
+        now.watcher, now.tiling = before
+
