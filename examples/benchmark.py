@@ -258,10 +258,19 @@ def _torch_step(torch, device: str, variant: str, batch: int, train: bool) -> Ca
     return step
 
 
+def torch_is_usable() -> bool:
+    """Whether PyTorch is there, and on a GPU one that was built for it."""
+    if not importlib.util.find_spec("torch"):
+        return False
+    import torch
+
+    return mr.get_device() == "cpu" or torch.cuda.is_available()
+
+
 def compare(batch: int, train: bool, repeats: int) -> list[dict]:
     """Images per second of minires and of PyTorch's variants, a run of each in turn."""
     steps = {"minires": minires_step(batch, train)}
-    if importlib.util.find_spec("torch"):
+    if torch_is_usable():
         steps |= {f"PyTorch {name}": step for name, step in torch_steps(batch, train).items()}
     times: dict[str, list[float]] = {name: [] for name in steps}
     for _ in range(repeats + 3):  # three runs that are not counted: what is compiled or recorded is done then

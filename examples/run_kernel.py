@@ -12,8 +12,10 @@ and not thread by thread under the sanitizer.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -74,35 +76,43 @@ def dimensions(text: str) -> tuple[int, ...]:
     return tuple(int(d) for d in re.split(r"[x,]", text))
 
 
+def add_launch_options(parser: argparse.ArgumentParser, required: bool = True) -> None:
+    """How a kernel of a file is launched."""
+    add = parser.add_argument
+    add("--grid", type=dimensions, required=required, help="blocks: 4, or 4x2")
+    add("--block", type=dimensions, required=required, help="threads a block: 128, or 16x16")
+    add("--shared", type=int, default=0, help="bytes of dynamic shared memory")
+    add("--arg", type=argument, action="append", default=[], metavar="NAME=VALUE", help="the arguments in their order")
+
+
+def read_kernels(path: str) -> str:
+    """The part of a CUDA file that is for the device, with a line that lets messages name the file."""
+    return f'#line 1 "{Path(path).name}"\n{without_host_code(Path(path).read_text(encoding="utf-8-sig"))}'
+
+
+def launch_of(code: str, kernel: str, options: argparse.Namespace) -> tuple[Callable[[], None], list]:
+    """What launches the kernel as the options say, and its arguments, arrays on the device among them."""
+    now = mr.device.current()
+    values = [now.to_device(v) if isinstance(v, np.ndarray) else v for _, v in options.arg]
+    return lambda: mr.RawKernel(code, kernel)(options.grid, options.block, tuple(values), options.shared), values
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Run one kernel of a CUDA file under the sanitizer, on the CPU.")
     parser.add_argument("file")
     parser.add_argument("kernel", help='its name; for a template an instance, "scale<float>"')
-    parser.add_argument("--grid", type=dimensions, required=True, help="blocks: 4, or 4x2")
-    parser.add_argument("--block", type=dimensions, required=True, help="threads a block: 128, or 16x16")
-    parser.add_argument("--shared", type=int, default=0, help="bytes of dynamic shared memory")
-    parser.add_argument("--arg", type=argument, action="append", default=[], metavar="NAME=VALUE")
+    add_launch_options(parser)
     parser.add_argument("--plain", action="store_true", help="without the sanitizer")
     parser.add_argument("--seed", type=int, default=0, help="decides the sanitizer's random order of threads")
     arguments = parser.parse_args()
     mr.set_device("cpu")
-    now, path = mr.device.current(), Path(arguments.file)
-    code = f'#line 1 "{path.name}"\n{without_host_code(path.read_text(encoding="utf-8-sig"))}'
-    values = [now.to_device(v) if isinstance(v, np.ndarray) else v for _, v in arguments.arg]
-
-    def run() -> None:
-        mr.RawKernel(code, arguments.kernel)(arguments.grid, arguments.block, tuple(values), arguments.shared)
-
-    if arguments.plain:
+    run, values = launch_of(read_kernels(arguments.file), arguments.kernel, arguments)
+    with contextlib.nullcontext() if arguments.plain else mr.sanitize(seed=arguments.seed):
         run()
-    else:
-        with mr.sanitize(seed=arguments.seed):
-            run()
-    changed = False
-    for (name, before), after in zip(arguments.arg, values, strict=True):
-        if isinstance(before, np.ndarray) and before.tobytes() != now.to_host(after).tobytes():
-            print(f"{name} =\n{np.array2string(now.to_host(after), threshold=64, precision=6, suppress_small=True)}")
-            changed = True
+    results = [(name, before, mr.device.current().to_host(after)) for (name, before), after in zip(arguments.arg, values, strict=True) if isinstance(before, np.ndarray)]
+    changed = [(name, after) for name, before, after in results if before.tobytes() != after.tobytes()]
+    for name, after in changed:
+        print(f"{name} =\n{np.array2string(after, threshold=64, precision=6, suppress_small=True)}")
     if not changed:
         print("no array was changed")
     if not arguments.plain:

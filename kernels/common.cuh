@@ -1,8 +1,4 @@
-// What several kernels share. Two things are set when compiling:
-//   scalar_t  float to train, double for gradient checks;
-//   BLOCKED   how the elements of a tile are dealt out to threads. On a GPU (false, "striped") neighbouring threads take
-//             neighbouring elements, which meet different banks of shared memory; on a CPU (true) a thread takes a run
-//             of neighbours, which fill a vector register. The terms are those of NVIDIA's CUB.
+// What several kernels share. scalar_t is set when compiling: float to train, double for gradient checks.
 
 // A list of up to 64 arrays as one argument. The addresses travel with the launch, as a number does: nothing has to be
 // copied to the device before, and nothing of it can change until the launch runs.
@@ -35,10 +31,10 @@ __device__ inline scalar_t block_sum(scalar_t v) {
 }
 
 // Calls body(i, n) for runs of n neighbours i .. i + n - 1 that make up the elements of `planes` planes of P elements,
-// plane k of which begins at first + k * stride. A thread takes every blockDim.x-th run. The body is inlined twice: for
-// whole runs n is the constant RUN, so that a CPU's compiler makes vectors of its loop.
-constexpr int RUN = BLOCKED ? 64 : 1;
-template <class Body>
+// plane k of which begins at first + k * stride. A thread takes every blockDim.x-th run. On a GPU RUN is 1, so that
+// neighbouring threads take neighbouring elements ("striped", in the words of NVIDIA's CUB); on a CPU it is many, which
+// fill vector registers ("blocked"). The body is inlined twice: for whole runs n is the constant RUN.
+template <int RUN, class Body>
 __device__ inline void for_each_run(int planes, int P, long long first, long long stride, Body body) {
     const int runs = (P + RUN - 1) / RUN;
     for (int r = threadIdx.x; r < planes * runs; r += blockDim.x) {
@@ -50,7 +46,7 @@ __device__ inline void for_each_run(int planes, int P, long long first, long lon
 }
 
 // The sum over the block of the RUN partial sums of each thread, in every thread.
-__device__ inline scalar_t block_sum(const scalar_t (&sums)[RUN]) {
+template <int RUN> __device__ inline scalar_t block_sum(const scalar_t (&sums)[RUN]) {
     scalar_t sum = 0;
     for (int j = 0; j < RUN; ++j) sum += sums[j];
     return block_sum(sum);

@@ -34,118 +34,193 @@ extern "C" __global__ void bias_backward(const scalar_t* __restrict__ dy, scalar
 //
 //   y[n, o, oy, ox] = sum_{c, ky, kx} w[o, c, ky, kx] x[n, c, oy * S - pad_h + ky, ox * S - pad_w + kx]
 //
-// What changes against im2col and GEMM: the columns are never stored. A block keeps a slice of BC channels of x, with
-// its halo, in shared memory, and the nine taps read it nine times at shifted places. A thread computes TO channels of
-// 16 pixels in registers, so that a weight serves 16 multiplications and a pixel TO.
+// What changes against im2col and GEMM: the columns are never stored. A block computes BO channels of a tile of BR x BW
+// pixels of BN images. It keeps a slice of BC channels of x, with its halo, in shared memory, and the nine taps read it
+// nine times at shifted places. A thread computes TO channels of TR rows of TW pixels in registers: a weight serves
+// TR * TW multiplications, and a pixel 3 * TO, since the three rows of taps that meet it are done while it is at hand.
 //
-// The gradient of x is the same sum over dy with the weights turned by 180 degrees and in and out exchanged, and with
-// D - 1 zeros between the pixels of dy where the forward's stride was D. So conv3x3 computes it too: only the order
-// in which conv3x3_pack_weight lays down the weights differs.
+// The gradient of x with stride 1 is the same sum over dy, with the weights turned by 180 degrees and in and out
+// exchanged (TURNED). With stride 2 see below.
 //
-// Launch: a block of 32 threads computes BO channels x 8 rows x BW columns of one image: grid (N * ceil(OH / 8) *
-// ceil(OW / BW), ceil(O / BO)). FLOPs: 18 C an element of y. Bytes: x is read once for each BO channels, 1 + halo times.
-// Limit: arithmetic. Gained, forward and both gradients of ResNet-20's layers at batch 128 on 2 cores of a CPU: 3.8 to
-// 7.9 times the speed of im2col and GEMM with stride 1, 2.1 to 2.5 times with stride 2 (examples/benchmark.py).
+// One body, two kinds of tile. On a GPU TW is 1: lanes are neighbouring columns, which meet different banks, and 4 x 8
+// sums feed 288 multiply-adds with 66 loads from shared memory, more than the four that a wavefront must feed. On a CPU TW
+// is 16: a row of a thread's pixels fills a vector register, and where an image is only 8 wide, two rows do (SPAN).
+// Launch: grid (ceil(N / BN) * ceil(OH / BR) * ceil(OW / BW), ceil(O / BO)), one thread for each TO x TR x TW.
+// FLOPs: 18 C an element of y. Bytes: x is read once for each BO channels, with its halo; w once a block. Limit:
+// arithmetic. Source: NVIDIA, CUDA C++ Programming Guide, "Shared Memory"; A. Lavin, "maxDNN", 2015.
 
-// packed[c, tap, o] = w[o, c, tap] or, for the gradient, packed[o, tap, c] = w[o, c, 8 - tap]: a block then reads the
-// weights of neighbouring channels from neighbouring addresses. Launch: one element a thread.
-extern "C" __global__ void conv3x3_pack_weight(const scalar_t* __restrict__ w, scalar_t* __restrict__ packed, int O,
-                                               int C, int gradient) {
-    const int i = blockIdx.x * blockDim.x + threadIdx.x;
-    if (i >= O * C * 9) return;
-    const int o = i / (C * 9), c = i / 9 % C, tap = i % 9;
-    packed[gradient ? (o * 9 + 8 - tap) * C + c : (c * 9 + tap) * O + o] = w[i];
+// Fills to[HEIGHT * PARTS][PART] from a plane of H x W: element j of part p of row r is the pixel (y0 + r, x0 + p + j *
+// STEP), 0 outside. PARTS is 1 or STEP; or, SHIFTED, the parts are three copies of all rows, from x0, x0 + 1 and x0 + 2 on.
+// LANES threads share the work. On a GPU, 32: first the INNER columns from `inner` on, which lie under the tile's pixels,
+// so that a warp reads whole sectors, then the halo. On a CPU one thread takes a part at a time, as vectors.
+template <int LANES, int HEIGHT, int PART, int STEP, bool SHIFTED, int INNER>
+__device__ inline void load_plane(scalar_t* __restrict__ to, const scalar_t* __restrict__ from, int lane, int y0, int x0,
+                                  int inner, int H, int W) {
+    constexpr int LENGTH = LANES == 1 ? PART : 1, PARTS = HEIGHT * (SHIFTED ? 3 : STEP);
+    constexpr int FIRST = LENGTH == 1 && STEP == 1 ? PARTS * INNER : 0, HALO = PART - INNER > 0 ? PART - INNER : 1;
+    for (int q = lane; q < PARTS * PART / LENGTH; q += LANES) {
+        int part = q * LENGTH / PART, first = q * LENGTH % PART;
+        if (FIRST > 0) {
+            part = q < FIRST ? q / INNER : (q - FIRST) / HALO;
+            first = (inner + (q < FIRST ? q % INNER : INNER + (q - FIRST) % HALO)) % PART;
+        }
+        const int y = y0 + (SHIFTED ? part % HEIGHT : part / STEP), x = x0 + (SHIFTED ? part / HEIGHT : part % STEP);
+        const int width = y >= 0 && y < H ? W : 0;
+        const scalar_t* row = from + (long long)y * W;
+        for (int j = first; j < first + LENGTH; ++j)
+            to[part * PART + j] = x + j * STEP >= 0 && x + j * STEP < width ? row[x + j * STEP] : scalar_t(0);
+    }
 }
 
-template <int BO, int BW, int S, int D>
-__global__ void conv3x3(const scalar_t* __restrict__ x, const scalar_t* __restrict__ packed, scalar_t* __restrict__ y,
+// Fills ws[c * 9 + tap][k] with the weights of BC x BO pairs of channels: of w[o0 + k, c0 + c], O x C filters, or, TURNED,
+// of w[c0 + c, o0 + k], C x O filters turned by 180 degrees. ROW elements lie between two rows of ws.
+template <int BC, int BO, int ROW, int THREADS, bool BY_TAP, bool TURNED>
+__device__ inline void load_weights(scalar_t* __restrict__ ws, const scalar_t* __restrict__ w, int c0, int o0, int depth,
+                                    int C, int O) {
+    constexpr int TAPS = BY_TAP ? 1 : 9;  // of a thread at a time
+    for (int q = threadIdx.x; q < BC * BO * 9 / TAPS; q += THREADS) {
+        const int pair = q / (9 / TAPS), first = q % (9 / TAPS);
+        const int c = TURNED ? pair / BO : pair % BC, k = TURNED ? pair % BO : pair / BC;
+        const bool inside = c < depth && o0 + k < O;
+        const scalar_t* from = w + (TURNED ? (long long)(c0 + c) * O + o0 + k : (long long)(o0 + k) * C + c0 + c) * 9;
+#pragma unroll
+        for (int tap = first; tap < first + TAPS; ++tap)
+            ws[(c * 9 + (TURNED ? 8 - tap : tap)) * ROW + k] = inside ? from[tap] : scalar_t(0);
+    }
+}
+
+template <int BN, int BO, int BR, int BW, int TO, int TR, int TW, int S, bool TURNED>
+__global__ void conv3x3(const scalar_t* __restrict__ x, const scalar_t* __restrict__ w, scalar_t* __restrict__ y, int N,
                         int C, int H, int W, int O, int OH, int OW, int pad_h, int pad_w) {
-    constexpr int BC = 32 / sizeof(scalar_t), BR = 8, THREADS = 32;
-    // A thread's pixels are neighbours in a row on a CPU, and spread over the tile on a GPU: see common.cuh.
-    constexpr int TO = 8, TW = BLOCKED ? (BW < 16 ? BW : 16) : 2, TR = 16 / TW;
-    constexpr int ROW_GROUPS = BR / TR, COLUMN_GROUPS = BW / TW;
-    constexpr int ROW_STEP = BLOCKED ? 1 : ROW_GROUPS, COLUMN_STEP = BLOCKED ? 1 : COLUMN_GROUPS;
-    static_assert(BO / TO * ROW_GROUPS * COLUMN_GROUPS == THREADS, "32 threads share the tile");
-    // Column j * S + phase of the tile is at [phase][j]: what the taps read then lies side by side for any stride.
-    constexpr int ROWS = (BR - 1) * S + 3, RUN = BW + 2 / S;
-    __shared__ scalar_t xs[BC][ROWS][S][RUN];
-    __shared__ __align__(64) scalar_t ws[BC * 9][BO];
+    constexpr int BC = 32 / sizeof(scalar_t), SPAN = TW > BW ? TW / BW : 1, LANES = TW == 1 ? 32 : 1;
+    constexpr int COLUMNS = BW * SPAN / TW, ROWS = BR / TR / SPAN, THREADS = BN * BO / TO * ROWS * COLUMNS;
+    // A row of the tile of x is kept as S parts, of the columns j * S + part: what a tap reads then lies side by side for
+    // any stride. Where a vector spans rows, the rows are kept without halo, three times, shifted by 0, 1 and 2.
+    constexpr int HEIGHT = (BR - 1) * S + 3, PART = SPAN > 1 ? BW : BW + 2 / S, LINE = SPAN > 1 ? BW : S * PART;
+    static_assert(SPAN == 1 || S == 1, "rows that are two apart do not lie side by side");
+    __shared__ scalar_t xs[BC][BN][(SPAN > 1 ? 3 : 1) * HEIGHT * LINE];
+    // Lanes that write neighbouring weights of a filter into a column meet different banks.
+    constexpr int ROW = BO + (TW > 1 ? 0 : TURNED ? 4 : 1);
+    __shared__ __align__(64) scalar_t ws[BC * 9][ROW];
 
     const int tiles_x = (OW + BW - 1) / BW, tiles_y = (OH + BR - 1) / BR;
     const int tile_x = blockIdx.x % tiles_x * BW, tile_y = blockIdx.x / tiles_x % tiles_y * BR;
-    const int tile_o = blockIdx.y * BO, x0 = tile_x * S - pad_w, y0 = tile_y * S - pad_h;
-    const long long n = blockIdx.x / (tiles_x * tiles_y);
-    const int t = threadIdx.x, column_group = t % COLUMN_GROUPS, row_group = t / COLUMN_GROUPS % ROW_GROUPS;
-    const int column = BLOCKED ? column_group * TW : column_group, row = BLOCKED ? row_group * TR : row_group;
-    const int o = t / (COLUMN_GROUPS * ROW_GROUPS) * TO;
-    constexpr int LANES = BLOCKED ? 1 : THREADS;  // that load one row of shared memory together
+    const int n0 = blockIdx.x / (tiles_x * tiles_y) * BN, o0 = blockIdx.y * BO, t = threadIdx.x;
+    const int column = SPAN > 1 ? 0 : t % COLUMNS * TW, row = t / COLUMNS % ROWS * TR * SPAN;
+    const int o = t / (COLUMNS * ROWS) % (BO / TO) * TO, n = t / (COLUMNS * ROWS * (BO / TO));
 
     scalar_t sum[TO][TR][TW] = {};
     for (int c0 = 0; c0 < C; c0 += BC) {
         const int depth = min(BC, C - c0);
-        for (int r = t / LANES; r < depth * ROWS; r += THREADS / LANES) {
-            const int c = r / ROWS, iy = y0 + r % ROWS;
-            const bool in_row = iy >= 0 && iy < H * D && iy % D == 0;
-            const scalar_t* from = x + ((n * C + c0 + c) * H + iy / D) * W;
-            for (int phase = 0; phase < S; ++phase) {
-                scalar_t* to = xs[c][r % ROWS][phase];
-                for (int j = t % LANES; j < RUN; j += LANES) {
-                    const int ix = x0 + j * S + phase;
-                    const bool inside = in_row && ix >= 0 && ix < W * D && ix % D == 0;
-                    to[j] = inside ? from[ix / D] : scalar_t(0);
-                }
-            }
+        for (int plane = t / LANES; plane < depth * BN; plane += THREADS / LANES) {
+            const int c = plane / BN, image = n0 + plane % BN;
+            const scalar_t* from = x + ((long long)image * C + c0 + c) * H * W;
+            load_plane<LANES, HEIGHT, PART, S, (SPAN > 1), BW>(xs[c][plane % BN], from, t % LANES, tile_y * S - pad_h,
+                                                               tile_x * S - pad_w, pad_w, image < N ? H : 0, W);
         }
-        for (int r = t / LANES; r < depth * 9; r += THREADS / LANES)
-            for (int j = t % LANES; j < BO; j += LANES)
-                ws[r][j] = tile_o + j < O ? packed[((long long)c0 * 9 + r) * O + tile_o + j] : scalar_t(0);
+        load_weights<BC, BO, ROW, THREADS, TW == 1, TURNED>(ws[0], w, c0, o0, depth, C, O);
         __syncthreads();
         for (int c = 0; c < depth; ++c)
 #pragma unroll
-            for (int ky = 0; ky < 3; ++ky)
+            for (int kx = 0; kx < 3; ++kx) {
+                constexpr int REACH = (TR - 1) * SPAN * S + 3;
+                const int first = SPAN > 1 ? (kx * HEIGHT + row) * LINE : row * S * LINE + kx % S * PART + column + kx / S;
+                const scalar_t* from = &xs[c][n][first];
+                scalar_t right[REACH][TW];
 #pragma unroll
-                for (int kx = 0; kx < 3; ++kx) {
-                    scalar_t right[TR][TW];
+                for (int i = 0; i < REACH; ++i)
+                    for (int j = 0; j < TW; ++j) right[i][j] = from[i * LINE + j];
 #pragma unroll
-                    for (int i = 0; i < TR; ++i)
-                        for (int j = 0; j < TW; ++j)
-                            right[i][j] =
-                                xs[c][(row + i * ROW_STEP) * S + ky][kx % S][column + j * COLUMN_STEP + kx / S];
+                for (int ky = 0; ky < 3; ++ky)
 #pragma unroll
                     for (int k = 0; k < TO; ++k) {
                         const scalar_t left = ws[c * 9 + ky * 3 + kx][o + k];
 #pragma unroll
                         for (int i = 0; i < TR; ++i)
                             // No pragma here: g++ makes vectors of this loop only while it still is one.
-                            for (int j = 0; j < TW; ++j) sum[k][i][j] += left * right[i][j];
+                            for (int j = 0; j < TW; ++j) sum[k][i][j] += left * right[i * SPAN * S + ky][j];
                     }
-                }
+            }
         __syncthreads();
     }
+    if (n0 + n >= N) return;
 #pragma unroll
     for (int k = 0; k < TO; ++k)
 #pragma unroll
         for (int i = 0; i < TR; ++i) {
-            const int channel = tile_o + o + k, oy = tile_y + row + i * ROW_STEP, ox = tile_x + column;
-            if (channel >= O || oy >= OH) continue;
-            scalar_t* to = y + ((n * O + channel) * OH + oy) * OW + ox;
-            if (ox + (TW - 1) * COLUMN_STEP < OW) {
-                for (int j = 0; j < TW; ++j) to[j * COLUMN_STEP] = sum[k][i][j];
+            const int channel = o0 + o + k, oy = tile_y + row + i * SPAN, ox = tile_x + column;
+            if (channel >= O) continue;
+            scalar_t* to = y + (((long long)(n0 + n) * O + channel) * OH + oy) * OW + ox;
+            if (SPAN > 1 ? OW == BW && oy + SPAN <= OH : oy < OH && ox + TW <= OW) {
+                for (int j = 0; j < TW; ++j) to[j] = sum[k][i][j];
             } else {
                 for (int j = 0; j < TW; ++j)
-                    if (ox + j * COLUMN_STEP < OW) to[j * COLUMN_STEP] = sum[k][i][j];
+                    if (oy + j / BW < OH && ox + j % BW < OW) to[j / BW * OW + j % BW] = sum[k][i][j];
             }
         }
 }
 
-// to[j] = from[first + j] for j = 0 .. n - 1, and 0 where that lies outside of 0 .. length - 1. No loop has a condition
-// inside, so that a CPU's compiler makes vectors of them.
-__device__ inline void copy_clipped(scalar_t* __restrict__ to, const scalar_t* __restrict__ from, int first, int n,
-                                    int length) {
-    const int lo = min(max(-first, 0), n), hi = max(min(length - first, n), lo);
-    for (int j = 0; j < lo; ++j) to[j] = 0;
-    for (int j = lo; j < hi; ++j) to[j] = from[first + j];
-    for (int j = hi; j < n; ++j) to[j] = 0;
+// The gradient of x with stride 2 and padding 1. Of the nine taps, 1, 2, 2 or 4 reach a pixel, as its row and column are even
+// or odd: in each direction tap 1 reaches the even pixel 2a from a, taps 0 and 2 the odd one 2a + 1 from a + 1 and a. So
+//
+//   dx[n, c, 2a + p, 2b + q] = sum_o of w[o, c, ky, kx] dy[n, o, a + (ky == 0), b + (kx == 0)],  ky = 1 where p is 0, else 0, 2
+//
+// and kx likewise. A thread computes TO channels of TR x TW fours of pixels, p and q 0 or 1. Launch: as conv3x3 with BN = 1,
+// for ceil(H / 2) x ceil(W / 2) places (a, b). FLOPs: 18 O a place and channel. Limit: arithmetic.
+template <int BO, int BR, int BW, int TO, int TR, int TW>
+__global__ void conv3x3_strided_gradient(const scalar_t* __restrict__ dy, const scalar_t* __restrict__ w,
+                                         scalar_t* __restrict__ dx, int O, int OH, int OW, int C, int H, int W) {
+    constexpr int BC = 32 / sizeof(scalar_t), LANES = TW == 1 ? 32 : 1;
+    constexpr int COLUMNS = BW / TW, ROWS = BR / TR, THREADS = BO / TO * ROWS * COLUMNS, LINE = BW + 1;
+    constexpr int ROW = BO + (TW > 1 ? 0 : 4);
+    __shared__ scalar_t dys[BC][(BR + 1) * LINE];
+    __shared__ __align__(64) scalar_t ws[BC * 9][ROW];
+
+    const int tiles_x = ((W + 1) / 2 + BW - 1) / BW, tiles_y = ((H + 1) / 2 + BR - 1) / BR;
+    const int b0 = blockIdx.x % tiles_x * BW, a0 = blockIdx.x / tiles_x % tiles_y * BR, c0 = blockIdx.y * BO;
+    const long long n = blockIdx.x / (tiles_x * tiles_y);
+    const int t = threadIdx.x, column = t % COLUMNS * TW, row = t / COLUMNS % ROWS * TR, c = t / (COLUMNS * ROWS) * TO;
+
+    scalar_t sum[4][TO][TR][TW] = {};
+    for (int o0 = 0; o0 < O; o0 += BC) {
+        const int depth = min(BC, O - o0);
+        for (int o = t / LANES; o < depth; o += THREADS / LANES)
+            load_plane<LANES, BR + 1, LINE, 1, false, BW>(dys[o], dy + (n * O + o0 + o) * OH * OW, t % LANES, a0, b0, 0, OH, OW);
+        load_weights<BC, BO, ROW, THREADS, TW == 1, true>(ws[0], w, o0, c0, depth, O, C);
+        __syncthreads();
+        for (int o = 0; o < depth; ++o)
+#pragma unroll
+            for (int tap = 0; tap < 9; ++tap) {
+                const int ky = tap / 3, kx = tap % 3, kind = (1 - ky % 2) * 2 + 1 - kx % 2;
+                scalar_t right[TR][TW];
+#pragma unroll
+                for (int i = 0; i < TR; ++i)
+                    for (int j = 0; j < TW; ++j) right[i][j] = dys[o][(row + i + (ky == 0)) * LINE + column + (kx == 0) + j];
+#pragma unroll
+                for (int k = 0; k < TO; ++k) {
+                    const scalar_t left = ws[o * 9 + 8 - tap][c + k];
+#pragma unroll
+                    for (int i = 0; i < TR; ++i)
+                        for (int j = 0; j < TW; ++j) sum[kind][k][i][j] += left * right[i][j];
+                }
+            }
+        __syncthreads();
+    }
+#pragma unroll
+    for (int kind = 0; kind < 4; ++kind)
+#pragma unroll
+        for (int k = 0; k < TO; ++k)
+#pragma unroll
+            for (int i = 0; i < TR; ++i) {
+                const int channel = c0 + c + k, y = 2 * (a0 + row + i) + kind / 2;
+                if (channel >= C || y >= H) continue;
+                scalar_t* to = dx + ((n * C + channel) * H + y) * W;
+#pragma unroll
+                for (int j = 0; j < TW; ++j) {
+                    const int x = 2 * (b0 + column + j) + kind % 2;
+                    if (x < W) to[x] = sum[kind][k][i][j];
+                }
+            }
 }
 
 // The gradient of the weights:
@@ -153,74 +228,92 @@ __device__ inline void copy_clipped(scalar_t* __restrict__ to, const scalar_t* _
 //   dw[o, c, ky, kx] = sum_{n, oy, ox} dy[n, o, oy, ox] x[n, c, oy * S - pad_h + ky, ox * S - pad_w + kx]
 //
 // All images are cut into tiles of BR x BW pixels, and the tiles into as many chunks as the grid is deep. A block sums
-// 16 x 16 pairs of channels over a chunk; a thread has one tap and 8 x 16 pairs. Then the chunks are summed in their order, as many as the shapes say, so the result
-// does not depend on how many blocks run at once.
-// Launch: grid (ceil(C / 16), ceil(O / 16), chunks), 18 threads. Limit: arithmetic.
-template <int BW, int S>
+// 16 x 16 pairs of channels over a chunk; a thread has all nine taps of TC x TO pairs, so that a pixel of x, which up to
+// nine taps meet, is loaded once for TP pixels of a row. Then the chunks are summed in their order, as many as the shapes
+// say, so the result does not depend on how many blocks run at once.
+// Launch: grid (ceil(C / 16), ceil(O / 16), chunks), 256 / (TC * TO) threads. FLOPs: 18 C O a pixel of dy. Bytes: x and dy
+// are read once for each 16 channels of the other. Limit: arithmetic.
+template <int BR_OF_FLOATS, int BW, int TC, int TO, int TP, int S>
 __global__ void conv3x3_weight(const scalar_t* __restrict__ x, const scalar_t* __restrict__ dy,
                                scalar_t* __restrict__ parts, int N, int C, int H, int W, int O, int OH, int OW,
                                int pad_h, int pad_w) {
-    // A larger tile loads fewer halos, but on a GPU takes the shared memory of other blocks.
-    constexpr int BR = BLOCKED && BW > 8 ? 256 / BW : 64 / BW, BC = 16, BO = 16, TC = 8, THREADS = 9 * BC / TC;
-    constexpr int ROWS = (BR - 1) * S + 3, COLUMNS = (BW - 1) * S + 3;
-    __shared__ scalar_t xs[BC][ROWS][COLUMNS];
-    __shared__ __align__(64) scalar_t dys[BR][BW][BO];  // transposed: the channels of a pixel side by side
+    constexpr int BR = BR_OF_FLOATS * 4 / sizeof(scalar_t), BC = 16, BO = 16, THREADS = BC / TC * (BO / TO);
+    constexpr bool GPU = TO < 16;
+    constexpr int LANES = GPU ? 32 : 1, HEIGHT = (BR - 1) * S + 3, WIDTH = (BW - 1) * S + 3;
+    __shared__ scalar_t xs[BC][HEIGHT * WIDTH + (GPU ? 1 - HEIGHT * WIDTH % 2 : 0)];  // odd: lanes of other channels
+    __shared__ __align__(64) scalar_t dys[BR][BW][BO + (GPU ? 1 : 0)];               // transposed: channels side by side
 
     const int tiles_x = (OW + BW - 1) / BW, tiles = tiles_x * ((OH + BR - 1) / BR);
-    const int c0 = blockIdx.x * BC, o0 = blockIdx.y * BO;
-    const int t = threadIdx.x, tap = t % 9, ky = tap / 3, kx = tap % 3, c = t / 9 * TC;
+    const int c0 = blockIdx.x * BC, o0 = blockIdx.y * BO, t = threadIdx.x, c = t % (BC / TC) * TC, o = t / (BC / TC) * TO;
     const int tiles_per_chunk = (N * tiles + gridDim.z - 1) / gridDim.z;
     const int begin = min(int(blockIdx.z) * tiles_per_chunk, N * tiles), end = min(begin + tiles_per_chunk, N * tiles);
 
-    scalar_t sum[TC][BO] = {};
+    scalar_t sum[TC][9][TO] = {};
     for (int tile = begin; tile < end; ++tile) {
         const long long n = tile / tiles;
         const int tile_y = tile % tiles / tiles_x * BR, tile_x = tile % tiles_x * BW;
-        for (int r = t; r < BC * ROWS; r += THREADS) {
-            const int channel = c0 + r / ROWS, iy = tile_y * S - pad_h + r % ROWS;
-            const bool in_row = channel < C && iy >= 0 && iy < H;
-            copy_clipped(xs[r / ROWS][r % ROWS], x + ((n * C + channel) * H + iy) * W, tile_x * S - pad_w, COLUMNS,
-                         in_row ? W : 0);
-        }
-        for (int r = t; r < BO * BR; r += THREADS) {
-            const int o = r % BO, oy = tile_y + r / BO;
-            const int inside = o0 + o < O && oy < OH ? min(BW, OW - tile_x) : 0;
-            const scalar_t* from = dy + ((n * O + o0 + o) * OH + oy) * OW + tile_x;
-            for (int j = 0; j < inside; ++j) dys[r / BO][j][o] = from[j];
-            for (int j = inside; j < BW; ++j) dys[r / BO][j][o] = 0;
+        for (int plane = t / LANES; plane < BC; plane += THREADS / LANES)
+            load_plane<LANES, HEIGHT, WIDTH, 1, false, BW * S>(xs[plane], x + (n * C + c0 + plane) * H * W, t % LANES,
+                                                               tile_y * S - pad_h, tile_x * S - pad_w, pad_w,
+                                                               c0 + plane < C ? H : 0, W);
+        constexpr int LENGTH = GPU ? 1 : BW;
+        for (int q = t; q < BO * BR * BW / LENGTH; q += THREADS) {
+            const int first = q * LENGTH % BW, r = q * LENGTH / BW, k = GPU ? r / BR : r % BO, row = GPU ? r % BR : r / BO;
+            const int width = o0 + k < O && tile_y + row < OH ? OW - tile_x : 0;
+            const scalar_t* from = dy + ((n * O + o0 + k) * OH + tile_y + row) * OW + tile_x;
+            for (int j = first; j < first + LENGTH; ++j) dys[row][j][k] = j < width ? from[j] : scalar_t(0);
         }
         __syncthreads();
         for (int y = 0; y < BR; ++y)
-            for (int p0 = 0; p0 < BW; p0 += 4)
-                // Four pixels a turn: g++ loads and stores the sums once a turn.
+            for (int p0 = 0; p0 < BW; p0 += TP)
 #pragma unroll
-                for (int p = p0; p < p0 + 4; ++p) {
-                    scalar_t right[BO];
-                    for (int j = 0; j < BO; ++j) right[j] = dys[y][p][j];
+                for (int k = 0; k < TC; ++k) {
+                    scalar_t left[3][(TP - 1) * S + 3];
 #pragma unroll
-                    for (int k = 0; k < TC; ++k) {
-                        const scalar_t left = xs[c + k][y * S + ky][p * S + kx];
-                        for (int j = 0; j < BO; ++j) sum[k][j] += left * right[j];
+                    for (int ky = 0; ky < 3; ++ky)
+#pragma unroll
+                        for (int j = 0; j < (TP - 1) * S + 3; ++j) left[ky][j] = xs[c + k][(y * S + ky) * WIDTH + p0 * S + j];
+#pragma unroll
+                    for (int p = 0; p < TP; ++p) {
+                        scalar_t right[TO];
+                        for (int j = 0; j < TO; ++j) right[j] = dys[y][p0 + p][o + j];
+#pragma unroll
+                        for (int tap = 0; tap < 9; ++tap)
+                            for (int j = 0; j < TO; ++j) sum[k][tap][j] += left[tap / 3][p * S + tap % 3] * right[j];
                     }
                 }
         __syncthreads();
     }
+    // Lanes, or a vector's elements, go to neighbouring places: parts is chunks x 9 x O x C on a GPU, chunks x 9 x C x O on a
+    // CPU. Runs of constant indices: g++ keeps the sums in registers only if none is read at a variable one.
 #pragma unroll
     for (int k = 0; k < TC; ++k)
 #pragma unroll
-        for (int j = 0; j < BO; ++j)
-            if (c0 + c + k < C && o0 + j < O)
-                parts[((blockIdx.z * (long long)C + c0 + c + k) * 9 + tap) * O + o0 + j] = sum[k][j];
+        for (int tap = 0; tap < 9; ++tap) {
+            const int channel = c0 + c + k, first = o0 + o, step = GPU ? C : 1;
+            if (channel >= C) continue;
+            scalar_t* to = parts + (blockIdx.z * 9ll + tap) * C * O + (GPU ? first * C + channel : channel * O + first);
+            if (first + TO <= O) {
+#pragma unroll
+                for (int j = 0; j < TO; ++j) to[j * step] = sum[k][tap][j];
+            } else {
+#pragma unroll
+                for (int j = 0; j < TO; ++j)
+                    if (first + j < O) to[j * step] = sum[k][tap][j];
+            }
+        }
 }
 
-// dw[o, c, tap] = sum over the chunks of parts[chunk, c, tap, o]. Launch: one element of dw a thread; on a CPU a
-// sixteenth of the threads do the work, 16 neighbours each.
-extern "C" __global__ void conv3x3_weight_sum(const scalar_t* __restrict__ parts, scalar_t* __restrict__ dw, int chunks,
-                                              int C, int O) {
-    constexpr int RUN = BLOCKED ? 16 : 1;
+// dw[o, c, tap] = sum of parts over the chunks, in their order. Launch: RUN neighbours a thread, 1 on a GPU, 16 on a CPU.
+template <int RUN>
+__global__ void conv3x3_weight_sum(const scalar_t* __restrict__ parts, scalar_t* __restrict__ dw, int chunks, int C,
+                                   int O) {
     const int first = (blockIdx.x * blockDim.x + threadIdx.x) * RUN, count = C * 9 * O, run = min(RUN, count - first);
     scalar_t total[RUN] = {};
     for (int chunk = 0; chunk < chunks; ++chunk)
         for (int j = 0; j < run; ++j) total[j] += parts[(long long)chunk * count + first + j];
-    for (int i = first; i < first + run; ++i) dw[i % O * (C * 9) + i / O] = total[i - first];
+    for (int i = first; i < first + run; ++i) {
+        const int tap = i / (C * O), c = RUN == 1 ? i % C : i / O % C, o = RUN == 1 ? i / C % O : i % O;
+        dw[(o * C + c) * 9 + tap] = total[i - first];
+    }
 }

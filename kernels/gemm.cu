@@ -45,28 +45,28 @@ __global__ void gemm_tiled(const scalar_t* A, const scalar_t* B, scalar_t* C, in
 
 // ---------------------------------------------------------------------------------------------------------------
 // Fast: a tile of BM x BN, of which each thread computes TM x TN elements in registers, so that a value read from
-// shared memory serves TM or TN multiplications instead of one. Zeros fill up the tiles at the edges. Gained, 512 x 512
-// matrices on a core of a CPU: 0.14 to 10 GFLOP/s, most of it by 8 times fewer threads that wait at each barrier.
+// shared memory serves TM or TN multiplications instead of one. Zeros fill up the tiles at the edges. On a GPU a thread's
+// elements are spread over the tile (STRIPED): its lanes then read neighbouring words. On a CPU they are neighbours, which
+// fill vector registers. Gained, 512 x 512 matrices on a core of a CPU: 0.14 to 10 GFLOP/s, most of it by 8 times fewer
+// threads that wait at each barrier.
 
-// Copies the ROWS x COLUMNS elements that start at (row0, column0) of a matrix of height x width into shared memory;
-// transposed, so that element (r, c) goes to tile[c][r], where asked. A thread copies runs of RUN elements of a row,
-// as vectors of 16 bytes where it can; consecutive threads copy consecutive runs.
+// Copies the ROWS x COLUMNS elements that start at (row0, column0) of a matrix of height x width into shared memory, PITCH
+// elements a row; transposed, so that element (r, c) goes to tile[c][r], where asked. A thread copies runs of RUN elements
+// of a row, as vectors of 16 bytes where it can; consecutive threads copy consecutive runs.
 struct alignas(16) gemm_vector {
     scalar_t v[16 / sizeof(scalar_t)];
 };
-constexpr int GEMM_BK = 128 / sizeof(scalar_t), GEMM_THREADS = 32;
 
-template <int ROWS, int COLUMNS, bool TRANSPOSE>
+template <int ROWS, int COLUMNS, int PITCH, int THREADS, int RUN, bool TRANSPOSE>
 __device__ inline void gemm_load(scalar_t* __restrict__ tile, const scalar_t* __restrict__ matrix, int row0,
                                  int column0, int height, int width) {
-    constexpr int THREADS = GEMM_THREADS, RUN = COLUMNS < 4 * THREADS ? 4 : COLUMNS / THREADS, RUNS = COLUMNS / RUN;
-    constexpr int LANES = sizeof(gemm_vector) / sizeof(scalar_t);
-    const int c = threadIdx.x % RUNS * RUN, column = column0 + c;
-    const bool whole = column + RUN <= width, aligned = width % LANES == 0;
-    for (int r = threadIdx.x / RUNS; r < ROWS; r += THREADS / RUNS) {
+    constexpr int RUNS = COLUMNS / RUN, LANES = RUN * sizeof(scalar_t) % 16 == 0 ? 16 / sizeof(scalar_t) : RUN;
+    const bool aligned = RUN % LANES == 0 && RUN > 1 && width % LANES == 0;
+    for (int q = threadIdx.x; q < ROWS * RUNS; q += THREADS) {
+        const int r = q / RUNS, c = q % RUNS * RUN, column = column0 + c;
         const scalar_t* from = matrix + (long long)(row0 + r) * width + column;
         alignas(16) scalar_t value[RUN];
-        if (whole && aligned && row0 + r < height) {
+        if (aligned && column + RUN <= width && row0 + r < height) {
 #pragma unroll
             for (int j = 0; j < RUN; j += LANES)
                 *reinterpret_cast<gemm_vector*>(value + j) = *reinterpret_cast<const gemm_vector*>(from + j);
@@ -75,37 +75,39 @@ __device__ inline void gemm_load(scalar_t* __restrict__ tile, const scalar_t* __
             for (int j = 0; j < RUN; ++j) value[j] = row0 + r < height && column + j < width ? from[j] : scalar_t(0);
         }
 #pragma unroll
-        for (int j = 0; j < RUN; ++j) tile[TRANSPOSE ? (c + j) * ROWS + r : r * COLUMNS + c + j] = value[j];
+        for (int j = 0; j < RUN; ++j) tile[TRANSPOSE ? (c + j) * PITCH + r : r * PITCH + c + j] = value[j];
     }
 }
 
-template <int BM, int BN, int TM, int TN, bool A_TRANSPOSED, bool B_TRANSPOSED>
+template <int BM, int BN, int BK_OF_FLOATS, int TM, int TN, bool STRIPED, bool A_TRANSPOSED, bool B_TRANSPOSED>
 __global__ void gemm_blocked(const scalar_t* A, const scalar_t* B, scalar_t* C, int M, int N, int K, long long stride_a,
                              long long stride_b, long long stride_c, int batch) {
-    constexpr int BK = GEMM_BK, THREADS = GEMM_THREADS;
-    static_assert((BM / TM) * (BN / TN) == THREADS, "each thread computes TM x TN elements of the tile");
-    __shared__ __align__(16) scalar_t As[BK * BM];  // [k][m]
-    __shared__ __align__(16) scalar_t Bs[BK * BN];  // [k][n]
+    constexpr int BK = BK_OF_FLOATS * 4 / sizeof(scalar_t), MS = BM / TM, NS = BN / TN, THREADS = MS * NS, PAD = STRIPED ? 1 : 0;
+    constexpr int RUN_M = STRIPED ? 1 : BM < 4 * THREADS ? 4 : BM / THREADS, RUN_K = STRIPED ? 1 : 4;
+    constexpr int RUN_N = STRIPED ? 1 : BN < 4 * THREADS ? 4 : BN / THREADS;
+    __shared__ __align__(16) scalar_t As[BK * (BM + PAD)];  // [k][m]
+    __shared__ __align__(16) scalar_t Bs[BK * (BN + PAD)];  // [k][n]
     const int m0 = blockIdx.y * BM, n0 = blockIdx.x * BN;
-    const int thread_m = threadIdx.x / (BN / TN) * TM, thread_n = threadIdx.x % (BN / TN) * TN;
+    constexpr int M_STEP = STRIPED ? MS : 1, N_STEP = STRIPED ? NS : 1;  // between the elements of a thread
+    const int thread_m = threadIdx.x / NS * (STRIPED ? 1 : TM), thread_n = threadIdx.x % NS * (STRIPED ? 1 : TN);
     for (long long b = blockIdx.z; b < batch; b += gridDim.z) {
         const scalar_t* a = A + b * stride_a;
         const scalar_t* bb = B + b * stride_b;
         scalar_t sum[TM][TN] = {};
         for (int k0 = 0; k0 < K; k0 += BK) {
-            if (A_TRANSPOSED) gemm_load<BK, BM, false>(As, a, k0, m0, K, M);
-            else gemm_load<BM, BK, true>(As, a, m0, k0, M, K);
-            if (B_TRANSPOSED) gemm_load<BN, BK, true>(Bs, bb, n0, k0, N, K);
-            else gemm_load<BK, BN, false>(Bs, bb, k0, n0, K, N);
+            if (A_TRANSPOSED) gemm_load<BK, BM, BM + PAD, THREADS, RUN_M, false>(As, a, k0, m0, K, M);
+            else gemm_load<BM, BK, BM + PAD, THREADS, RUN_K, true>(As, a, m0, k0, M, K);
+            if (B_TRANSPOSED) gemm_load<BN, BK, BN + PAD, THREADS, RUN_K, true>(Bs, bb, n0, k0, N, K);
+            else gemm_load<BK, BN, BN + PAD, THREADS, RUN_N, false>(Bs, bb, k0, n0, K, N);
             __syncthreads();
             const int depth = min(BK, K - k0);
             for (int k = 0; k < depth; ++k) {
                 scalar_t right[TN];
 #pragma unroll
-                for (int j = 0; j < TN; ++j) right[j] = Bs[k * BN + thread_n + j];
+                for (int j = 0; j < TN; ++j) right[j] = Bs[k * (BN + PAD) + thread_n + j * N_STEP];
 #pragma unroll
                 for (int i = 0; i < TM; ++i) {
-                    const scalar_t left = As[k * BM + thread_m + i];
+                    const scalar_t left = As[k * (BM + PAD) + thread_m + i * M_STEP];
 #pragma unroll
                     for (int j = 0; j < TN; ++j) sum[i][j] += left * right[j];
                 }
@@ -117,7 +119,7 @@ __global__ void gemm_blocked(const scalar_t* A, const scalar_t* B, scalar_t* C, 
         for (int i = 0; i < TM; ++i)
 #pragma unroll
             for (int j = 0; j < TN; ++j) {
-                const int m = m0 + thread_m + i, n = n0 + thread_n + j;
+                const int m = m0 + thread_m + i * M_STEP, n = n0 + thread_n + j * N_STEP;
                 if (m < M && n < N) c[(long long)m * N + n] = sum[i][j];
             }
     }

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import functools
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from . import device
+from . import device, tiles
 from .tensor import Tensor, add_arrays, note_used, record
 
 __all__ = [
@@ -31,26 +30,10 @@ __all__ = [
 ]
 
 _THREADS = 256
-_CHUNK = 16384  # values of a channel that one block of a BatchNorm reduction sums: they stay in a core's L2 cache
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Launch geometry
-
-
-@dataclass(frozen=True)
-class Geometry:
-    """Of launches that may be cut into any number of blocks: how many are wanted, and how wide a reduction's are."""
-
-    blocks: int
-    reduction_threads: int
-
-
-GEOMETRY = {"cpu": Geometry(64, 32), "cuda": Geometry(512, 256)}
-
-
-def _geometry() -> Geometry:
-    return GEOMETRY[device.current().tiling]
 
 
 def _empty(shape: tuple[int, ...], like: Any) -> Any:
@@ -104,6 +87,12 @@ def _check_shape(operation: str, name: str, tensor: Tensor | None, shape: tuple[
         raise ValueError(f"{operation}: {name} must have the shape {shape} {why}, got {tensor.shape}")
 
 
+def _check_range(operation: str, name: str, value: float, least: float, most: float = math.inf) -> None:
+    if not (least <= value <= most and math.isfinite(value)):
+        words = f"in {least} .. {most}" if math.isfinite(most) else f"finite and at least {least}"
+        raise ValueError(f"{operation}: {name} must be {words}, got {value}")
+
+
 def _pair(operation: str, name: str, value: int | tuple[int, int], least: int) -> tuple[int, int]:
     pair = (
         (value, value)
@@ -130,19 +119,12 @@ def _output_size(operation: str, image: tuple, kernel: tuple, stride: tuple, pad
 # Matrix products
 
 
-_GEMM_TILES = (64, 64), (32, 128), (16, 256)  # of 4096 elements each
-_TRANSPOSED = {"nn": "false, false", "nt": "false, true", "tn": "true, false"}
-
-
 def _gemm(
     kind: str, a: Any, b: Any, c: Any, m: int, n: int, k: int, strides: tuple = (0, 0, 0), batch: int = 1
 ) -> None:
     """c = op(a) op(b) for each matrix of the batch; `kind` is nn, nt or tn. See kernels/gemm.cu."""
-    # The tile that covers the matrix with the least overhang; the squarest of equal ones, which reads least.
-    height, width = min(_GEMM_TILES, key=lambda tile: -(-m // tile[0]) * -(-n // tile[1]))
-    grid = (-(-n // width), -(-m // height), min(batch, 65535))
-    name = f"gemm_blocked<{height}, {width}, 8, 16, {_TRANSPOSED[kind]}>"
-    device.launch(name, grid, (32,), a, b, c, m, n, k, *strides, batch)
+    name, grid, block = tiles.gemm(kind, m, n, batch)
+    device.launch(name, grid, block, a, b, c, m, n, k, *strides, batch)
 
 
 def _bias_gradient(dy: Any, n: int, channels: int, length: int) -> Any:
@@ -214,6 +196,8 @@ def conv2d(
     geometry = (h, w, kh, kw, oh, ow, *stride, *padding)
     fast = algorithm == "auto" and (kh, kw) == (3, 3) and stride in ((1, 1), (2, 2)) and max(padding) <= 2
     product, input_gradient, weight_gradient = _CONV3X3 if fast else _IM2COL
+    if stride == (2, 2) and padding != (1, 1):  # what conv3x3_strided_gradient is for
+        input_gradient = _im2col_input_gradient
     y = _empty((n, o, oh, ow), x.data)
     product(x.data, weight.data, y, geometry)
     if bias is not None:
@@ -271,52 +255,31 @@ def _im2col_weight_gradient(x: Any, dy: Any, d_weight: Any, geometry: tuple) -> 
 # The fast way, without columns: see the second half of kernels/conv2d.cu.
 
 
-def _conv3x3(x: Any, weight: Any, y: Any, padding: tuple, steps: tuple[int, int], gradient: bool) -> None:
-    packed = _empty(weight.shape, weight)
-    _launch_elements("conv3x3_pack_weight", math.prod(weight.shape), weight, packed, *weight.shape[:2], gradient)
-    (n, c, h, w), (_, o, oh, ow) = x.shape, y.shape
-    # The tile of channels x columns, 8 rows high, that covers y with the least overhang.
-    height, width = min(
-        _CONV3X3_TILES[steps], key=lambda tile: -(-o // tile[0]) * tile[0] * -(-ow // tile[1]) * tile[1]
-    )
-    grid = (n * -(-oh // 8) * -(-ow // width), -(-o // height))
-    name = f"conv3x3<{height}, {width}, {steps[0]}, {steps[1]}>"
-    device.launch(name, grid, (32,), x, packed, y, c, h, w, o, oh, ow, *padding)
-
-
-_CONV3X3_TILES = {  # stride, and distance between the pixels of x: channels and columns of the tiles
-    (1, 1): ((16, 32), (32, 16), (64, 8)),
-    (2, 1): ((32, 16), (64, 8)),
-    (1, 2): ((16, 32), (32, 16)),
-}
-
-
 def _conv3x3_forward(x: Any, weight: Any, y: Any, geometry: tuple) -> None:
-    *_, stride, _, pad_h, pad_w = geometry
-    _conv3x3(x, weight, y, (pad_h, pad_w), (stride, 1), gradient=False)
+    (n, c, h, w), (_, o, oh, ow), (*_, stride, _, pad_h, pad_w) = x.shape, y.shape, geometry
+    name, grid, block = tiles.conv(stride, False, n, o, oh, ow)
+    device.launch(name, grid, block, x, weight, y, n, c, h, w, o, oh, ow, pad_h, pad_w)
 
 
 def _conv3x3_input_gradient(dy: Any, weight: Any, dx: Any, geometry: tuple) -> None:
-    *_, stride, _, pad_h, pad_w = geometry
-    _conv3x3(dy, weight, dx, (2 - pad_h, 2 - pad_w), (1, stride), gradient=True)
+    (n, o, oh, ow), (_, c, h, w), (*_, stride, _, pad_h, pad_w) = dy.shape, dx.shape, geometry
+    if stride == 1:
+        name, grid, block = tiles.conv(1, True, n, c, h, w)
+        device.launch(name, grid, block, dy, weight, dx, n, o, oh, ow, c, h, w, 2 - pad_h, 2 - pad_w)
+    else:
+        name, grid, block = tiles.strided_gradient(n, c, h, w)
+        device.launch(name, grid, block, dy, weight, dx, o, oh, ow, c, h, w)
 
 
 def _conv3x3_weight_gradient(x: Any, dy: Any, d_weight: Any, geometry: tuple) -> None:
     (n, c, h, w), (_, o, oh, ow), (*_, stride, _, pad_h, pad_w) = x.shape, dy.shape, geometry
-    width = 32 if ow > 16 and stride == 1 else 16 if ow > 8 else 8
     pairs = -(-c // 16), -(-o // 16)
-    chunks = min(max(_geometry().blocks // math.prod(pairs), 1), n * oh)
+    chunks = min(max(tiles.table().blocks // math.prod(pairs), 1), n * oh)
     parts = _empty((chunks, c, 9, o), dy)
-    device.launch(f"conv3x3_weight<{width}, {stride}>", (*pairs, chunks), (18,), x, dy, parts, n, c, h, w, o, oh, ow, pad_h, pad_w)
-    _launch_elements("conv3x3_weight_sum", c * 9 * o, parts, d_weight, chunks, c, o)
-
-
-def instances(tiling: str) -> dict[str, int]:
-    """The instances of templates that a device's operations launch, with their threads a block."""
-    names = [f"gemm_blocked<{h}, {w}, 8, 16, {t}>" for h, w in _GEMM_TILES for t in _TRANSPOSED.values()]
-    names += [f"conv3x3<{h}, {w}, {s}, {d}>" for (s, d), tiles in _CONV3X3_TILES.items() for h, w in tiles]
-    names += [f"conv3x3_weight<{w}, {s}>" for w, s in ((32, 1), (16, 1), (8, 1), (16, 2), (8, 2))]
-    return {name: 18 if "weight" in name else 32 for name in names}
+    name, threads = tiles.weight(stride, ow)
+    device.launch(name, (*pairs, chunks), (threads,), x, dy, parts, n, c, h, w, o, oh, ow, pad_h, pad_w)
+    run = tiles.table().sum_run
+    _launch_elements(f"conv3x3_weight_sum<{run}>", -(-c * 9 * o // run), parts, d_weight, chunks, c, o)
 
 
 _IM2COL = _im2col_forward, _im2col_input_gradient, _im2col_weight_gradient
@@ -328,7 +291,7 @@ _CONV3X3 = _conv3x3_forward, _conv3x3_input_gradient, _conv3x3_weight_gradient
 
 
 class _BatchNorm:
-    """The channels of one batch normalisation: their statistics, and the launches that plain and fused ones share."""
+    """The channels of one batch normalisation: what plain and fused ones share. See kernels/batchnorm.cu."""
 
     def __init__(
         self,
@@ -350,49 +313,49 @@ class _BatchNorm:
             _check_shape(operation, name, tensor, (c,), f"for x of shape {x.shape}")
         if training and n * p == 1:
             raise ValueError(f"{operation}: training needs more than one value a channel, x has the shape {x.shape}")
-        self.x, self.sizes, self.training = x, (n, c, p), training
-        self.images = max(_CHUNK // p, -(-n // 65535), 1)  # of a chunk
+        _check_range(operation, "momentum", momentum, 0, 1)
+        _check_range(operation, "eps", eps, 0)
+        self.x, self.training, self.momentum, self.eps = x, training, momentum, eps
+        table = tiles.table()
+        # A chunk is as many images as a block adds up at most, fewer where the grid wants more blocks.
+        images = min(max(table.chunk // p, 1), max(n * c // table.blocks, 1))
+        self.images = max(images, -(-n // 65535))
         self.chunks = -(-n // self.images)
-        running, invstd = (running_mean.data, running_var.data), _empty((c,), x.data)
-        if training:
-            mean = _empty((c,), x.data)
-            parts = [_empty((self.chunks, c), x.data) for _ in range(2)]
-            self._reduce("batchnorm_chunk_statistics", x.data, *parts)
-            arrays = *parts, mean, invstd, *running
-            _launch_elements("batchnorm_statistics", c, *arrays, *self.sizes, self.images, momentum, eps)
-        else:
-            mean = running[0]
-            _launch_elements("batchnorm_invstd", c, running[1], invstd, c, eps)
-        self.statistics = mean, invstd
-        self.constants = *self.statistics, weight.data, bias.data
+        self.sizes = n, c, p, self.images
+        self.running, self.affine = (running_mean.data, running_var.data), (weight.data, bias.data)
+        self.statistics = _empty((c,), x.data), _empty((c,), x.data)  # mean and invstd
+        self.run, self.threads = table.run, table.reduction_threads
 
-    def _reduce(self, kernel: str, *arrays: Any) -> None:
+    def _launch(self, kernel: str, options: str, *args: Any) -> None:
         grid = self.sizes[1], self.chunks
-        device.launch(kernel, grid, (_geometry().reduction_threads,), *arrays, *self.sizes, self.images)
+        device.launch(f"{kernel}<{self.run}{options}>", grid, (self.threads,), *args)
 
-    def forward(self, kernel: str, *more: Any) -> Any:
-        n, c, p = self.sizes
-        y = _empty(self.x.shape, self.x.data)
-        _launch_rows(kernel, n * c, p, self.x.data, *self.constants, *more, y, c, p)
+    def _parts(self) -> tuple[Any, Any]:
+        return tuple(_empty((self.chunks, self.sizes[1]), self.x.data) for _ in range(2))
+
+    def forward(self, fused: str, residual: Any = None) -> Any:
+        y, parts = _empty(self.x.shape, self.x.data), (None, None)
+        if self.training:
+            parts = self._parts()
+            self._launch("batchnorm_chunk_statistics", "", self.x.data, *parts, *self.sizes)
+        arrays = self.x.data, *parts, *self.statistics, *self.running, *self.affine, residual, y
+        self._launch("batchnorm_forward", fused, *arrays, *self.sizes, self.training, self.momentum, self.eps)
         return y
 
-    def sums(self, kernel: str, *arrays: Any) -> tuple[Any, Any]:
-        """d_weight and d_bias."""
-        c = self.sizes[1]
-        chunk_dy, chunk_dy_xhat = (_empty((self.chunks, c), self.x.data) for _ in range(2))
-        self._reduce(kernel, *arrays, chunk_dy, chunk_dy_xhat)
-        d_weight, d_bias = (_empty((c,), self.x.data) for _ in range(2))
-        _launch_elements("sum_over_batch", c, chunk_dy, d_bias, self.chunks, c)
-        _launch_elements("sum_over_batch", c, chunk_dy_xhat, d_weight, self.chunks, c)
-        return d_weight, d_bias
+    def backward(self, fused: str, dy: Any, y: Any = None) -> tuple[Any, ...]:
+        """The gradients of x, weight and bias, and with a residual of that."""
+        c, add = self.sizes[1], y is not None
+        dz, parts = _empty(dy.shape, dy) if add else None, self._parts()
+        arrays = self.x.data, y, dy, *self.statistics, *self.affine, dz, *parts
+        self._launch("batchnorm_chunk_sums", fused, *arrays, *self.sizes)
+        dx, d_weight, d_bias = _empty(dy.shape, dy), _empty((c,), dy), _empty((c,), dy)
+        arrays = self.x.data, dz if add else dy, *self.statistics, *self.affine, *parts, d_weight, d_bias, dx
+        relu = ", true" if fused == _RELU else ", false"
+        self._launch("batchnorm_backward", relu, *arrays, *self.sizes, self.training)
+        return (dx, d_weight, d_bias, dz) if add else (dx, d_weight, d_bias)
 
-    def input_gradient(self, kernel: str, *arrays: Any) -> Any:
-        if not self.x.requires_grad:
-            return None
-        n, c, p = self.sizes
-        dx = _empty(self.x.shape, self.x.data)
-        _launch_rows(kernel, n * c, p, self.x.data, *arrays, dx, *self.sizes, self.training)
-        return dx
+
+_PLAIN, _RELU, _ADD_RELU = ", false, false", ", true, false", ", true, true"
 
 
 def batch_norm(
@@ -413,13 +376,7 @@ def batch_norm(
     fit, or a channel has one value in training. Formula: torch.nn.functional.batch_norm.
     """
     bn = _BatchNorm("batch_norm", x, running_mean, running_var, weight, bias, training, momentum, eps)
-
-    def backward(dy):
-        d_weight, d_bias = bn.sums("batchnorm_backward_chunk_sums", x.data, dy, *bn.statistics)
-        dx = bn.input_gradient("batchnorm_backward", dy, *bn.statistics, weight.data, d_weight, d_bias)
-        return dx, d_weight, d_bias
-
-    return record("batch_norm", bn.forward("batchnorm_forward"), (x, weight, bias), backward)
+    return record("batch_norm", bn.forward(_PLAIN), (x, weight, bias), lambda dy: bn.backward(_PLAIN, dy))
 
 
 def batch_norm_relu(
@@ -441,25 +398,11 @@ def batch_norm_relu(
     _check_tensors("batch_norm_relu", x=x, residual=residual)
     _check_shape("batch_norm_relu", "residual", residual, x.shape, "of x")
     bn = _BatchNorm("batch_norm_relu", x, running_mean, running_var, weight, bias, training, momentum, eps)
-
     if residual is None:
-
-        def backward(dy):
-            d_weight, d_bias = bn.sums("batchnorm_relu_backward_chunk_sums", x.data, dy, *bn.constants)
-            dx = bn.input_gradient("batchnorm_relu_backward", dy, *bn.constants, d_weight, d_bias)
-            return dx, d_weight, d_bias
-
-        return record("batch_norm_relu", bn.forward("batchnorm_relu_forward"), (x, weight, bias), backward)
-
-    y = bn.forward("batchnorm_add_relu_forward", residual.data)
-
-    def backward_with_residual(dy):
-        dz = _empty(x.shape, dy)
-        d_weight, d_bias = bn.sums("batchnorm_add_relu_backward_chunk_sums", x.data, y, dy, *bn.statistics, dz)
-        dx = bn.input_gradient("batchnorm_backward", dz, *bn.statistics, weight.data, d_weight, d_bias)
-        return dx, d_weight, d_bias, dz
-
-    return record("batch_norm_relu", y, (x, weight, bias, residual), backward_with_residual)
+        y = bn.forward(_RELU)
+        return record("batch_norm_relu", y, (x, weight, bias), lambda dy: bn.backward(_RELU, dy))
+    y = bn.forward(_ADD_RELU, residual.data)
+    return record("batch_norm_relu", y, (x, weight, bias, residual), lambda dy: bn.backward(_ADD_RELU, dy, y))
 
 
 def relu(x: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
     python tests/gpu_check.py --data-dir DIR --out DIR                 in 9 minutes; more with --minutes
     python tests/gpu_check.py --only sanitizer --out DIR               NVIDIA's compute-sanitizer alone
+    python tests/gpu_check.py --rehearse --out DIR                     every part in small, to see that all of it runs
 
 In order, each part under a time limit of its own: the machine; the whole test suite on the GPU; compute-sanitizer
 (memcheck, racecheck, initcheck, synccheck) over the kernels' tests; the benchmark beside PyTorch, and the GEMM ladder;
@@ -42,7 +43,8 @@ PYTEST = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
 def run(command: list[str], limit: float, **environment: str) -> dict:
     """The command's exit status ("timeout" past `limit` seconds), seconds and the end of what it printed."""
     began = time.perf_counter()
-    variables = os.environ | {"PYTHONPATH": str(ROOT), "MINIRES_DEVICE": "cuda"} | environment
+    path = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(ROOT)]))
+    variables = os.environ | {"PYTHONPATH": path, "MINIRES_DEVICE": "cuda"} | environment
     try:
         done = subprocess.run(
             command,
@@ -76,7 +78,8 @@ def machine(arguments: argparse.Namespace) -> list[dict]:
 
 
 def suite(arguments: argparse.Namespace) -> list[dict]:
-    return [run([*PYTEST, "-n", "0", str(TESTS)], arguments.limit(), MINIRES_DATA=arguments.data_dir)]
+    tests = str(TESTS / "test_relu.py") if arguments.rehearse else str(TESTS)
+    return [run([*PYTEST, "-n", "0", tests], arguments.limit(), MINIRES_DATA=arguments.data_dir)]
 
 
 def sanitizer(arguments: argparse.Namespace) -> list[dict]:
@@ -89,13 +92,18 @@ def sanitizer(arguments: argparse.Namespace) -> list[dict]:
 def benchmark(arguments: argparse.Namespace) -> list[dict]:
     examples, out = ROOT / "examples", str(Path(arguments.out) / "benchmark")
     steps = [sys.executable, str(examples / "benchmark.py"), "--device", "cuda", "--out", out]
-    ladder = [sys.executable, str(examples / "gemm_ladder.py"), "--size", "4096"]
+    ladder = [sys.executable, str(examples / "gemm_ladder.py"), "--size", "64" if arguments.rehearse else "4096"]
+    if arguments.rehearse:
+        steps += ["--batch-sizes", "2", "--repeats", "1"]
     return [run(steps, arguments.limit()), run(ladder, arguments.limit())]
 
 
 def train(arguments: argparse.Namespace, recipe: str, seed: int = 0) -> dict:
     script = str(ROOT / "examples" / "train_cifar.py")
     data = ["--device", "cuda", "--dataset", "cifar10", "--data-dir", arguments.data_dir, "--seed", str(seed)]
+    if arguments.rehearse:
+        data[data.index("cifar10")] = "synthetic"
+        data += ["--epochs", "1", "--train-size", "24", "--test-size", "10", "--batch-size", "8"]
     out = Path(arguments.out) / f"{recipe}-seed{seed}"
     result = run([sys.executable, script, *data, "--recipe", recipe, "--out", str(out)], arguments.limit())
     metrics = out / "metrics.jsonl"
@@ -106,7 +114,7 @@ def train(arguments: argparse.Namespace, recipe: str, seed: int = 0) -> dict:
 
 def paper(arguments: argparse.Namespace) -> list[dict]:
     results = [train(arguments, "paper")]
-    while results[-1]["status"] == "0" and arguments.limit() > results[-1]["seconds"]:
+    while results[-1]["status"] == "0" and arguments.limit() > results[-1]["seconds"] and not arguments.rehearse:
         results.append(train(arguments, "paper", len(results)))
     return results
 
@@ -145,6 +153,7 @@ def main() -> int:
         "--data-dir", default=os.environ.get("MINIRES_DATA", "data"), help="holds cifar-10-batches-bin/"
     )
     parser.add_argument("--out", required=True, help="a folder for the report")
+    parser.add_argument("--rehearse", action="store_true", help="a few images, the smallest sizes")
     parser.add_argument("--only", nargs="*", choices=PARTS, default=list(PARTS))
     parser.add_argument("--skip", nargs="*", choices=PARTS, default=[])
     parser.add_argument("--minutes", type=float, default=9, help="for all parts together; their limits grow with it")

@@ -6,7 +6,7 @@ import reference
 from reference import assert_close
 
 import minires as mr
-from minires import device, functional
+from minires import device, tiles
 
 SHAPES = [(2, 3, 1, 1), (1, 5, 3, 3), (4, 16, 8, 8), (3, 2, 7, 5), (40, 3, 16, 16), (2, 300, 2, 2), (9, 1, 33, 31)]
 
@@ -21,8 +21,7 @@ def make(rng, shape, dtype, offset=0.0):
 
 def set_reduction_threads(monkeypatch, threads):
     tiling = device.current().tiling
-    geometry = dataclasses.replace(functional.GEOMETRY[tiling], reduction_threads=threads)
-    monkeypatch.setitem(functional.GEOMETRY, tiling, geometry)
+    monkeypatch.setitem(tiles.TABLES, tiling, dataclasses.replace(tiles.TABLES[tiling], reduction_threads=threads))
 
 
 @pytest.mark.parametrize("threads", [32, 96])  # one warp, as on a CPU, and several, as on a GPU

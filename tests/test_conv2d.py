@@ -4,7 +4,7 @@ import reference
 from reference import assert_close
 
 import minires as mr
-from minires import device
+from minires import device, tiles
 
 GEOMETRIES = [  # batch, in and out channels, image, kernel, stride, padding
     (1, 1, 1, (1, 1), (1, 1), (1, 1), (0, 0)),
@@ -66,18 +66,24 @@ def test_fast_kernels_agree_with_the_readable_ones(case, dtype, rng):
         assert np.abs(fast - readable).max() <= limit * np.abs(readable).max()
 
 
-@pytest.mark.parametrize(("width", "stride"), [(32, 1), (16, 1), (8, 1), (16, 2), (8, 2)])
-def test_weight_gradient_of_several_tiles_a_chunk(rng, dtype, width, stride):
+WEIGHT_TILES = [(name, stride, i) for name, t in tiles.TABLES.items() for stride in t.weight for i in range(len(t.weight[stride]))]
+
+
+@pytest.mark.parametrize(("name", "stride", "i"), WEIGHT_TILES)
+def test_weight_gradient_of_several_tiles_a_chunk(rng, dtype, name, stride, i):
     """Three chunks of several tiles each, the last of which has fewer or none."""
-    n, c, o, size, chunks = 3, 5, 18, (35, 37), 3 if width > 8 else 4
+    table = tiles.TABLES[name]
+    tile = table.weight[stride][i]
+    n, c, o, size, chunks = 3, 5, 18, (35, 37), 3 if tile.columns > 8 else 4
     oh, ow = ((v - 1) // stride + 1 for v in size)
     x, dy = rng.standard_normal((n, c, *size)).astype(dtype), rng.standard_normal((n, o, oh, ow)).astype(dtype)
     now = device.current()
     parts, d_weight = now.empty((chunks, c, 9, o), dtype), now.empty((o, c, 3, 3), dtype)
-    name = f"conv3x3_weight<{width}, {stride}>"
     arrays = now.to_device(x), now.to_device(dy), parts
-    device.launch(name, (1, 2, chunks), (18,), *arrays, n, c, *size, o, oh, ow, 1, 1)
-    device.launch("conv3x3_weight_sum", (-(-c * 9 * o // 256),), (256,), parts, d_weight, chunks, c, o)
+    kernel = f"conv3x3_weight<{tile.arguments}, {stride}>"
+    device.launch(kernel, (1, 2, chunks), (tile.threads,), *arrays, n, c, *size, o, oh, ow, 1, 1)
+    run = table.sum_run
+    device.launch(f"conv3x3_weight_sum<{run}>", (-(-c * 9 * o // run // 256),), (256,), parts, d_weight, chunks, c, o)
     expected = reference.conv2d_gradients(x, np.zeros((o, c, 3, 3)), dy, (stride, stride), (1, 1))[1]
     assert_close(now.to_host(d_weight), expected, dtype)
 
@@ -93,28 +99,21 @@ def launched_kernels(*arguments) -> set[str]:
 def test_which_kernels_run():
     x, weight = np.ones((1, 16, 32, 32), np.float32), np.ones((16, 16, 3, 3), np.float32)
     fast = launched_kernels(x, weight, 1, 1)
-    assert fast == {"conv3x3_pack_weight", "conv3x3<16, 32, 1, 1>", "conv3x3_weight<32, 1>", "conv3x3_weight_sum"}
+    assert {name.split("<")[0] for name in fast} == {"conv3x3", "conv3x3_weight", "conv3x3_weight_sum"}
+    assert len(fast) == 4  # the convolution turned, too
+    strided = {name.split("<")[0] for name in launched_kernels(x, weight, 2, 1)}
+    assert strided == {"conv3x3", "conv3x3_strided_gradient", "conv3x3_weight", "conv3x3_weight_sum"}
+    assert "col2im" in launched_kernels(x, weight, 2, 0)
     readable = launched_kernels(x, weight, 1, 1, "im2col")
     assert {"im2col", "col2im", "sum_over_batch"} < readable
     assert not any(name.startswith("conv3x3") for name in readable)
     assert "im2col" in launched_kernels(x, weight, 3, 1)
 
 
-def test_the_gpu_tiling_gives_the_same(monkeypatch, rng, current_device):
-    """What BLOCKED=false makes of the kernels, compiled for the CPU."""
-    if current_device != "cpu":
-        pytest.skip("the GPU uses this tiling anyway")
-    x = mr.Tensor(rng.standard_normal((3, 19, 17, 33)).astype(np.float32))
-    weights = [mr.Tensor(rng.standard_normal((o, 19, 3, 3)).astype(np.float32)) for o in (16, 33, 64)]
-
-    def results():
-        return [mr.functional.conv2d(x, w, None, s, 1).numpy() for w in weights for s in (1, 2)]
-
-    blocked = results()
-    monkeypatch.setattr(device.current(), "tiling", "cuda")
-    striped = results()
-    for a, b in zip(blocked, striped, strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * np.abs(a).max())
+def test_the_tiles_of_the_other_device(case, dtype, rng, monkeypatch):
+    """What the table of a GPU makes of the kernels, and on a GPU that of a CPU."""
+    monkeypatch.setattr(device.current(), "tiling", "cuda" if device.current().tiling == "cpu" else "cpu")
+    test_forward_and_gradients(case, dtype, rng, "auto")
 
 
 @pytest.mark.parametrize(

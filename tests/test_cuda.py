@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from minires import functional
+from minires import tiles
 from minires.device.source import find_kernels, library_files, read_source
 from minires.watch.occupancy import SHARED_KB, Gpu, Resources, warps_by_resources
 
@@ -50,7 +50,7 @@ def compile_everywhere(sources: list[tuple[str, list[str]]], dtype: str = "float
 
 def instances(stem: str) -> dict[str, int]:
     """The instances of a file's templates that the cuda device's tables name, with their threads a block."""
-    return {name: threads for name, threads in functional.instances("cuda").items() if library_files()[name.split("<")[0]].stem == stem}
+    return {name: threads for name, threads in tiles.instances("cuda").items() if library_files()[name.split("<")[0]].stem == stem}
 
 
 @pytest.mark.parametrize("stem", sorted({path.stem for path in library_files().values()}))

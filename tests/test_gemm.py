@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from reference import assert_close
 
-from minires import device
+from minires import device, tiles
 from minires.functional import _gemm
 
 SHAPES = [
@@ -25,18 +25,22 @@ def operands(rng, kind, m, n, k, batch, dtype):
     return a, b, *(device.current().to_device(np.ascontiguousarray(s)) for s in (stored_a, stored_b))
 
 
-@pytest.mark.parametrize("variant", ["tiled", "16x256", "32x128", "64x64"])
+TILES = {f"{name} {t.rows}x{t.columns}": t for name, table in tiles.TABLES.items() for t in table.gemm}
+
+
+@pytest.mark.parametrize("variant", ["tiled", *TILES])
 @pytest.mark.parametrize("kind", ["nn", "nt", "tn"])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_every_kernel_is_the_matrix_product(rng, dtype, kind, variant, shape):
     (m, n, k), batch = shape, 3
     a, b, stored_a, stored_b = operands(rng, kind, m, n, k, batch, dtype)
     c = device.current().empty((batch, m, n), dtype)
-    height, width = (16, 16) if variant == "tiled" else map(int, variant.split("x"))
-    block = (16, 16) if variant == "tiled" else (32,)
+    name, height, width, block = f"gemm_tiled<{tiles.TRANSPOSED[kind]}>", 16, 16, (16, 16)
+    if variant != "tiled":
+        tile = TILES[variant]
+        name, height, width = f"gemm_blocked<{tile.arguments}, {tiles.TRANSPOSED[kind]}>", tile.rows, tile.columns
+        block = (tile.threads,)
     grid = (-(-n // width), -(-m // height), 2)  # fewer than the batch: a block then goes on to the next matrix
-    transposed = ", ".join(str(k == "t").lower() for k in kind)
-    name = f"gemm_tiled<{transposed}>" if variant == "tiled" else f"gemm_blocked<{height}, {width}, 8, 16, {transposed}>"
     device.launch(name, grid, block, stored_a, stored_b, c, m, n, k, m * k, k * n, m * n, batch)
     expected = a.astype(np.float64) @ b.astype(np.float64)
     assert_close(device.current().to_host(c), expected, dtype)

@@ -56,6 +56,18 @@ def test_many_parameters_in_one_launch(rng, dtype, momentum):
         np.testing.assert_allclose(p.numpy(), w - 0.25 * p.grad.numpy(), rtol=1e-5, atol=1e-6)
 
 
+def test_more_parameters_than_a_launch_takes(rng):
+    parameters = [mr.Tensor(rng.standard_normal(3).astype(np.float32), requires_grad=True) for _ in range(70)]
+    before = [p.numpy() for p in parameters]
+    for p in parameters:
+        p.grad = mr.Tensor(np.ones(3, np.float32))
+    with mr.profile() as profile:
+        mr.optim.SGD(parameters, 0.5, 0.9).step()
+    assert profile.kernels["sgd_step"].launches == 2
+    for p, w in zip(parameters, before, strict=True):
+        np.testing.assert_allclose(p.numpy(), w - 0.5, rtol=1e-6, atol=1e-7)
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [

@@ -114,10 +114,10 @@ class Library:
 
 
 def compile_library(
-    code: str, names: tuple[str, ...], scalar: np.dtype, tiling: str, instruments: Instruments | None = None
+    code: str, names: tuple[str, ...], scalar: np.dtype, instruments: Instruments | None = None
 ) -> Library:
     """The kernels of some name expressions, from the cache or compiled now."""
-    path = build(code, names, scalar, tiling, instruments)
+    path = build(code, names, scalar, instruments)
     library, texts = Library(path, ctypes.CDLL(str(path))), find_kernels(code)
     for i, name in enumerate(names):
         describe = library.loaded[f"minires_parameters_{i}"]
@@ -134,7 +134,7 @@ def compile_library(
 
 
 def build(
-    code: str, names: tuple[str, ...], scalar: np.dtype, tiling: str, instruments: Instruments | None = None
+    code: str, names: tuple[str, ...], scalar: np.dtype, instruments: Instruments | None = None
 ) -> Path:
     """The shared library with kernels of `code`, from the cache or compiled now, whole or not at all."""
     compiler = _compiler()
@@ -149,7 +149,7 @@ def build(
     if not is_clang:  # g++ spells CUDA's pragma its own way, and needs a number
         unit = _UNROLL.sub(lambda m: f"#pragma GCC unroll {m[1] or 16}", unit)
     c_type = {"float32": "float", "float64": "double"}[scalar.name]
-    flags = [*_FLAGS, f"-Dscalar_t={c_type}", f"-DBLOCKED={str(tiling == 'cpu').lower()}"]
+    flags = [*_FLAGS, f"-Dscalar_t={c_type}"]
     if instruments:
         flags += [f'-DMINIRES_WATCHED="{instruments.header}"', "-fno-delete-null-pointer-checks"]
         flags += instruments.clang_flags if is_clang else instruments.gcc_flags
@@ -276,6 +276,8 @@ def _explain(code: str, message: str) -> str | None:
     if missing := re.search(r"fatal error: '?([^:'\n]+)'?(?: file not found|: No such file)", message):
         place = re.search(rf"^[^\n]*?(\S+:\d+):\d+: fatal error: '?{re.escape(missing[1])}", message, re.MULTILINE)
         return f"{place[1] if place else 'RawKernel'}: there is no header {missing[1]!r} on the cpu device"
+    if re.search(r"^entries: In function", message, re.MULTILINE) and "no matches converting" in message:
+        return f"there is no such instance: {re.search(r'candidate is: .(.*).$', message, re.MULTILINE)[1]}"
     for what, (pattern, words) in _NOT_HERE.items():
         if re.search(words, message) and (found := re.search(pattern, blank(code))):
             file, line = place_of(code, found.start())
@@ -381,7 +383,7 @@ class CpuDevice:
         def compile_names(names: tuple[str, ...]) -> dict:
             if self.watcher:
                 return self.watcher.compile(self, code, names, scalar)
-            return self.runs(compile_library(code, names, scalar, self.tiling), code)
+            return self.runs(compile_library(code, names, scalar), code)
 
         return Module(code, np.ndarray, compile_names)
 

@@ -225,7 +225,7 @@ MAX_POINTERS = 64  # of Pointers<T> in kernels/common.cuh
 def _words(dtype: np.dtype) -> str:
     if dtype.kind != "V":
         return f"a {dtype} array"
-    return f"an array of elements of {dtype.itemsize} bytes, or with a last axis of so many,"
+    return f"an array of elements of {dtype.itemsize} bytes, or with a last axis of so many"
 
 
 def _fits(array: Any, dtype: np.dtype | None) -> bool:

@@ -137,8 +137,8 @@ class Counters:
 
     def compile(self, now: CpuDevice, code: str, names: tuple[str, ...], scalar: np.dtype) -> dict:
         """Signature and launch of each name expression: first as it is, then some of its blocks on copies, watched."""
-        plain = now.runs(compile_library(code, names, scalar, now.tiling), code)
-        watched = compile_library(code, names, scalar, now.tiling, INSTRUMENTS)
+        plain = now.runs(compile_library(code, names, scalar), code)
+        watched = compile_library(code, names, scalar, INSTRUMENTS)
 
         def launcher(signature: Signature, run: Callable, symbol: str) -> tuple[Signature, Callable]:
             def launch(grid: tuple, block: tuple, args: list, shared: int) -> None:

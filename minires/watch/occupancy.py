@@ -108,3 +108,21 @@ def waves(gpu: Gpu, by_resources: int, threads: int, blocks: int) -> float:
     """How many times the whole GPU is filled by a grid."""
     resident = by_resources // -(-threads // 32) * gpu.multiprocessors
     return blocks / resident if resident else float("inf")
+
+
+def floors(gpu: Gpu, flops: float, array_bytes: float, sectors: float, wavefronts: float) -> dict[str, float]:
+    """The shortest times, in microseconds, that a launch can take by each of four limits: it takes at least the longest.
+
+    arithmetic  at the maker's TFLOP/s
+    memory      each array's bytes once, at the maker's GB/s
+    sectors     64 bytes a clock go between a multiprocessor and the L2 cache (Z. Jia et al., "Dissecting the NVIDIA Volta
+                GPU Architecture via Microbenchmarking", 2018; so too on the later ones)
+    wavefronts  one a clock in a multiprocessor (CUDA C++ Programming Guide, "Shared Memory")
+    """
+    clocks = gpu.multiprocessors * gpu.mhz  # in a microsecond, of all multiprocessors
+    return {
+        "arithmetic": flops / gpu.tflop_per_s / 1e6,
+        "memory": array_bytes / gpu.gb_per_s / 1e3,
+        "sectors": sectors * 32 / 64 / clocks,
+        "wavefronts": wavefronts / clocks,
+    }

@@ -86,7 +86,7 @@ class Sanitizer:
 
     def compile(self, device: CpuDevice, code: str, names: tuple[str, ...], scalar: np.dtype) -> dict:
         """Signature and launch of each name expression; the launches are those of the sanitizer of the moment."""
-        library = compile_library(code, names, scalar, device.tiling, INSTRUMENTS)
+        library = compile_library(code, names, scalar, INSTRUMENTS)
         return {
             name: (signature, lambda *launch, s=signature, k=symbol: device.watcher.launch(library, s, k, *launch))
             for name, (signature, symbol) in library.kernels.items()

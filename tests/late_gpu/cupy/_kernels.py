@@ -53,7 +53,7 @@ class RawModule:
             code = code.replace(built_in, "")
         try:
             self._library = self._library or compile_library(
-                code, self._names, np.dtype({"float": "f4", "double": "f8"}[c_type]), "cuda"
+                code, self._names, np.dtype({"float": "f4", "double": "f8"}[c_type])
             )
         except DeviceError as error:
             raise compiler.CompileException(str(error), self._code, name, self._options) from None

@@ -1,0 +1,274 @@
+"""What a GPU would do with a kernel, without a GPU: its source with counts beside each line that touches memory.
+
+    python examples/inspect_kernel.py conv3x3 --layer 2              a kernel, at the shapes of a stage of ResNet-20
+    python examples/inspect_kernel.py conv3x3 --html page.html       as a page that shows lanes, sectors and banks
+    python examples/inspect_kernel.py --step --batch 128             every launch of a training step
+    python examples/inspect_kernel.py --file mine.cu "scale<float>" --grid 4 --block 128 --arg x=arange:512:float32 ...
+
+Counts are of requests, lanes, sectors and wavefronts, as Nsight Compute has them (see mr.counters). With NVRTC installed,
+also registers, spills and resident warps on four GPUs. Times are floors from published figures: at least so long.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from run_kernel import add_launch_options, launch_of, read_kernels
+
+import minires as mr
+from minires.watch import occupancy
+from minires.watch.counters import Access, Launch
+
+STAGES = {0: (3, 16, 32, 1), 1: (16, 16, 32, 1), 2: (16, 32, 32, 2), 3: (32, 64, 16, 2)}  # channels in, out; size; stride
+
+
+def training_step(batch: int) -> Callable[[], None]:
+    """One step of ResNet-20, from the images of a loader to the optimiser's update."""
+    net, data = mr.resnet.resnet20(), mr.cifar.synthetic(batch, 10).train
+    optimizer = mr.optim.SGD(net.parameters(), 0.1, momentum=0.9, weight_decay=5e-4, nesterov=True)
+    loader = mr.cifar.Loader(data, batch, train=True)
+
+    def step() -> None:
+        for x, labels in loader:
+            logits = net(x)
+            mr.functional.cross_entropy(logits, labels).backward()
+            mr.functional.count_correct(logits, labels)
+            optimizer.step()
+
+    return step
+
+
+def stage_step(stage: int, batch: int) -> Callable[[], None]:
+    """Forward and backward of the blocks that a stage of ResNet-20 is made of; stage 0 is the first convolution."""
+    c, o, size, stride = STAGES[stage]
+    x = mr.Tensor(np.random.default_rng(0).standard_normal((batch, c, size, size)).astype(np.float32), requires_grad=True)
+    if stage == 0:
+        blocks = [mr.nn.Conv2d(c, o, 3, padding=1), mr.nn.BatchNorm2d(o)]
+    else:
+        blocks = [mr.resnet.BasicBlock(c, o, stride), mr.resnet.BasicBlock(o, o)]
+
+    def step() -> None:
+        y = mr.nn.Sequential(*blocks)(x)
+        y.backward(np.ones(y.shape, np.float32))
+
+    return step
+
+
+def flops(launch: Launch) -> int:
+    """Of arithmetic that a launch of a kernel of kernels/ does; a rough count a value where that hardly matters."""
+    a, base = launch.arguments, launch.kernel.split("<")[0]
+    if base in ("conv3x3", "conv3x3_weight", "conv3x3_strided_gradient"):  # nine taps a pair of channels and pixel of y
+        return 2 * 9 * a["C"] * int(np.prod(a["y"] if base == "conv3x3" else a["dy"]))
+    if base.startswith("gemm"):
+        return 2 * a["M"] * a["N"] * a["K"] * a["batch"]
+    largest = max((int(np.prod(v)) for v in a.values() if isinstance(v, tuple)), default=0)
+    return largest * (10 if base.startswith("batchnorm") else 2)
+
+
+def scaled(launch: Launch, space: str) -> dict[str, int]:
+    """The sums of the blocks that were counted, for all blocks."""
+    total, share = launch.total(space), launch.blocks / launch.blocks_counted
+    names = ("sectors", "sectors_least") if space == "global" else ("wavefronts", "wavefronts_least")
+    return {name: round(getattr(total, name) * share) for name in ("requests", "lanes", *names)}
+
+
+def on_gpus(launch: Launch) -> dict[str, dict]:
+    """What NVRTC says of the kernel for each GPU, how many of its warps fit, and the floors of its time."""
+    if not occupancy.has_nvrtc():
+        return {}
+    found, counted = {}, {space: scaled(launch, space) for space in ("global", "shared")}
+    for name, gpu in occupancy.GPUS.items():
+        used = occupancy.resources(launch.code, (launch.kernel,), gpu.architecture, np.dtype(launch.scalar))[launch.kernel]
+        warps = occupancy.warps_by_resources(gpu, used, launch.threads, launch.shared_mem)
+        floors = occupancy.floors(
+            gpu, flops(launch), launch.array_bytes, counted["global"]["sectors"], counted["shared"]["wavefronts"]
+        )
+        found[name] = dataclasses.asdict(used) | {
+            "warps_by_resources": warps,
+            "warps_at_grid": occupancy.warps_at_grid(gpu, warps, launch.threads, launch.blocks),
+            "waves": occupancy.waves(gpu, warps, launch.threads, launch.blocks),
+            "floor_us": max(floors.values()),
+            "floors_us": floors,
+        }
+    return found
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# A training step
+
+
+def step_report(batch: int) -> dict:
+    """The launches of a training step, those of one kernel, geometry and shapes as one with their count."""
+    step = training_step(batch)
+    with mr.counters() as counted:
+        step()
+    groups: dict[tuple, list[Launch]] = {}
+    for launch in counted.launches:
+        shapes = tuple(v for v in launch.arguments.values() if isinstance(v, tuple))
+        groups.setdefault((launch.kernel, launch.grid, launch.block, shapes), []).append(launch)
+    rows = []
+    for (kernel, grid, block, _), launches in groups.items():
+        one = launches[0]
+        counts = {space: scaled(one, space) for space in ("global", "shared")}
+        geometry = {"kernel": kernel, "grid": grid, "block": block, "count": len(launches)}
+        rows.append(geometry | {"flops": flops(one), "blocks_counted": one.blocks_counted} | counts | {"gpus": on_gpus(one)})
+    return {"batch": batch, "launches": rows}
+
+
+def ratio(counts: dict[str, int], over: str, under: str) -> str:
+    return f"{counts[over] / counts[under]:.2f}" if counts.get(under) else ""
+
+
+def step_table(report: dict) -> str:
+    head = f"{'kernel':36}{'grid':>16}{'block':>10}{'count':>6}{'lanes':>6}{'sectors':>8}{'wavefr.':>8}{'MFLOP':>8}"
+    gpus = list(report["launches"][0]["gpus"])
+    head += "".join(f"{name + ' regs, warps, >= us':>28}" for name in gpus)
+    lines = [head]
+    for row in report["launches"]:
+        requests = row["global"]["requests"] + row["shared"]["requests"]
+        lanes = (row["global"]["lanes"] + row["shared"]["lanes"]) / max(requests, 1)
+        line = f"{row['kernel']:36}{'x'.join(map(str, row['grid'])):>16}{'x'.join(map(str, row['block'])):>10}"
+        line += f"{row['count']:6}{lanes:6.1f}{ratio(row['global'], 'sectors', 'sectors_least'):>8}"
+        line += f"{ratio(row['shared'], 'wavefronts', 'wavefronts_least'):>8}{row['flops'] / 1e6:8.1f}"
+        for gpu in row["gpus"].values():
+            line += f"{gpu['registers']:12} {gpu['warps_at_grid']:7.1f} {gpu['floor_us']:7.1f}"
+        lines.append(line)
+    launches = sum(row["count"] for row in report["launches"])
+    total = sum(row["count"] * row["flops"] for row in report["launches"])
+    lines.append(f"{launches} launches, {total / 1e9:.2f} GFLOP")
+    for name in gpus:
+        floor = sum(row["count"] * row["gpus"][name]["floor_us"] for row in report["launches"])
+        lines.append(f"{name}: at least {floor / 1e3:.2f} ms, by published figures and not by measurement")
+    return "\n".join(lines)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# A kernel's source
+
+
+def words(access: Access) -> str:
+    """An access in a margin's width: what against the least, and lanes."""
+    least, much = (access.sectors_least, access.sectors) if access.space == "global" else (access.wavefronts_least, access.wavefronts)
+    what = "sectors" if access.space == "global" else "wavefronts"
+    return f"{access.kind} {access.bytes} B {access.lanes / access.requests:.0f} lanes, {much / max(least, 1):.2f} x {what}"
+
+
+def waste(accesses: list[Access]) -> str:
+    """The worst of a line: least, some or much."""
+    worst = 0.0
+    for a in accesses:
+        least = a.sectors_least if a.space == "global" else a.wavefronts_least
+        worst = max(worst, (a.sectors if a.space == "global" else a.wavefronts) / max(least, 1), 32 * a.requests / a.lanes)
+    return "" if not accesses else "least" if worst <= 1.25 else "some" if worst <= 2 else "much"
+
+
+def source_of(launch: Launch, code: str | None) -> dict[str, list[str]]:
+    """The lines of each file that the launch touched memory in."""
+    files = {}
+    for name in dict.fromkeys(a.file for a in launch.accesses):
+        path = mr.device.KERNELS_DIR / Path(name).name
+        files[name] = path.read_text().splitlines() if path.exists() else (code or launch.code).splitlines()
+    return files
+
+
+def listing(launch: Launch, code: str | None) -> str:
+    lines = [f"{launch.kernel}, grid {launch.grid}, block {launch.block}: {launch.blocks_counted} blocks of {launch.blocks} counted"]
+    for name, source in source_of(launch, code).items():
+        lines.append(f"\n{name}")
+        touched = {a.line for a in launch.accesses if a.file == name}
+        first, last = max(min(touched) - 12, 1), min(max(touched) + 3, len(source))
+        for number in range(first, last + 1):
+            notes = [words(a) for a in launch.accesses if (a.file, a.line) == (name, number)]
+            lines.append(f"{number:5} {source[number - 1][:92]:92}  {notes[0] if notes else ''}".rstrip())
+            lines += [f"{'':100}{note}" for note in notes[1:]]
+    for name, gpu in on_gpus(launch).items():
+        lines.append(
+            f"{name}: {gpu['registers']} registers, {gpu['spill_bytes']} bytes spilled, {gpu['warps_by_resources']} warps a "
+            f"multiprocessor by resources, {gpu['warps_at_grid']:.1f} at this grid; at least {gpu['floor_us']:.1f} us"
+        )
+    return "\n".join(lines)
+
+
+def page(launch: Launch, code: str | None) -> str:
+    """One page without a network. Raises SystemExit where jinja2 is not there."""
+    try:
+        import jinja2
+    except ImportError:
+        sys.exit("error: the page is drawn with jinja2, which is not installed: pip install jinja2")
+    lines, index = [], {id(a): i for i, a in enumerate(launch.accesses)}
+    for name, source in source_of(launch, code).items():
+        for number, text in enumerate(source, start=1):
+            here = [a for a in launch.accesses if (a.file, a.line) == (name, number)]
+            notes = [{"index": index[id(a)], "words": words(a)} for a in here]
+            lines.append({"number": number, "text": text, "accesses": notes, "waste": waste(here)})
+    template = (Path(__file__).parent / "inspect_kernel.html").read_text()
+    return jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(template).render(
+        title=f"{launch.kernel}: what a GPU would do",
+        launch=launch,
+        totals=[launch.total("global"), launch.total("shared")],
+        occupancy=on_gpus(launch),
+        lines=lines,
+        accesses=[dataclasses.asdict(a) for a in launch.accesses],
+    )
+
+
+def count_launch(arguments: argparse.Namespace) -> tuple[Launch, str | None]:
+    """The first launch of the kernel that was asked for."""
+    code = None
+    if arguments.file:
+        code = read_kernels(arguments.file)
+        run, _ = launch_of(code, arguments.kernel, arguments)
+    else:
+        run = stage_step(arguments.layer, arguments.batch)
+    with mr.counters(arguments.blocks) as counted:
+        run()
+    wanted = arguments.kernel
+    for launch in counted.launches:
+        if wanted in (launch.kernel, launch.kernel.split("<")[0]):
+            return launch, code
+    names = ", ".join(dict.fromkeys(launch.kernel for launch in counted.launches))
+    raise ValueError(f"layer {arguments.layer} does not launch {wanted!r}; it launches {names}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Show what a GPU would do with a kernel, without a GPU.")
+    parser.add_argument("kernel", nargs="?", help="of kernels/, or of --file")
+    parser.add_argument("--layer", type=int, choices=STAGES, default=1, help="stage of ResNet-20; 0 is the first convolution")
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--blocks", type=int, default=4, help="how many blocks of a launch are counted")
+    parser.add_argument("--step", action="store_true", help="every launch of a training step")
+    parser.add_argument("--json", help="write the step's launches to this file")
+    parser.add_argument("--html", help="write the page to this file")
+    parser.add_argument("--file", help="a CUDA file of yours; then --grid, --block and --arg as in run_kernel.py")
+    add_launch_options(parser, required=False)
+    arguments = parser.parse_args()
+    if not arguments.step and not arguments.kernel:
+        parser.error("name a kernel, or give --step")
+    if arguments.file and not (arguments.grid and arguments.block):
+        parser.error("--file needs --grid and --block")
+    mr.set_device("cpu")
+    if arguments.step:
+        report = step_report(arguments.batch)
+        print(step_table(report))
+        if arguments.json:
+            Path(arguments.json).write_text(json.dumps(report, indent=1))
+        return
+    launch, code = count_launch(arguments)
+    if arguments.html:
+        Path(arguments.html).write_text(page(launch, code))
+        print(f"written: {arguments.html}")
+    else:
+        print(listing(launch, code))
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (mr.DeviceError, OSError, UnicodeDecodeError, ValueError, TypeError) as e:
+        sys.exit(f"error: {e}")

@@ -1,0 +1,134 @@
+"""What inspect_kernel.py says, and its page in a real browser."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+TRANSPOSE = """
+__global__ void transpose(const float* x, float* y, int n) {
+    __shared__ float tile[32][32];
+    const int column = blockIdx.x * 32 + threadIdx.x, row = blockIdx.y * 32 + threadIdx.y;
+    for (int j = 0; j < 32; j += 8) tile[threadIdx.y + j][threadIdx.x] = x[(row + j) * n + column];
+    __syncthreads();
+    const int to = blockIdx.y * 32 + threadIdx.x, from = blockIdx.x * 32 + threadIdx.y;
+    for (int j = 0; j < 32; j += 8) y[(from + j) * n + to] = tile[threadIdx.x][threadIdx.y + j];
+}
+"""
+LAUNCH = ["transpose", "--grid", "2x2", "--block", "32x8"]
+LAUNCH += ["--arg", "x=arange:64x64:float32", "--arg", "y=zeros:64x64:float32", "--arg", "n=64"]
+
+
+@pytest.fixture(autouse=True)
+def on_the_cpu(current_device):
+    if current_device != "cpu":
+        pytest.skip("the counters are of the cpu device")
+
+
+def inspect(*arguments: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, str(ROOT / "examples" / "inspect_kernel.py"), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture
+def transpose(tmp_path) -> list[str]:
+    file = tmp_path / "mine.cu"
+    file.write_text(TRANSPOSE + "int main() { transpose<<<1, 1>>>(0, 0, 0); }\n")
+    return ["--file", str(file), *LAUNCH]
+
+
+def test_a_file_of_ones_own(transpose):
+    result = inspect(*transpose)
+    assert result.returncode == 0, result.stderr
+    (line,) = [line for line in result.stdout.splitlines() if line.lstrip().startswith("8 ")]
+    assert "load 4 B 32 lanes, 32.00 x wavefronts" in result.stdout
+    assert "store 4 B 32 lanes, 1.00 x sectors" in result.stdout
+    assert "tile[threadIdx.x]" in line
+
+
+def test_a_kernel_at_the_shapes_of_a_stage():
+    result = inspect("batchnorm_relu_forward", "--layer", "3", "--batch", "2")
+    assert result.returncode == 0, result.stderr
+    assert "kernels/batchnorm.cu" in result.stdout and "x sectors" in result.stdout
+    missing = inspect("nothing", "--layer", "0", "--batch", "2")
+    assert missing.returncode == 1 and "layer 0 does not launch 'nothing'; it launches conv3x3" in missing.stderr
+
+
+def test_a_training_step(tmp_path):
+    result = inspect("--step", "--batch", "4", "--json", str(tmp_path / "step.json"))
+    assert result.returncode == 0, result.stderr
+    report = json.loads((tmp_path / "step.json").read_text())
+    rows = report["launches"]
+    assert {"kernel", "grid", "block", "count", "flops", "global", "shared", "gpus"} <= rows[0].keys()
+    convolutions = [r for r in rows if r["kernel"].startswith("conv3x3")]
+    # Three passes of a forward of 40.55 million multiply-adds an image, less the first layer's input gradient.
+    total = sum(r["count"] * r["flops"] for r in convolutions)
+    assert total == pytest.approx(4 * 2 * (3 * 40.55e6 - 0.442e6), rel=0.03)
+    for row in rows:
+        assert row["global"]["sectors"] >= row["global"]["sectors_least"]
+        assert row["shared"]["wavefronts"] >= row["shared"]["wavefronts_least"]
+        if row["gpus"]:
+            h100 = row["gpus"]["H100"]
+            assert h100["floor_us"] == max(h100["floors_us"].values()) >= 0
+            assert 0 < h100["warps_at_grid"] <= h100["warps_by_resources"] <= 64
+    assert f"{sum(r['count'] for r in rows)} launches" in result.stdout
+
+
+def test_floors_by_hand():
+    from minires.watch.occupancy import GPUS, floors
+
+    found = floors(GPUS["H100"], 66.9e9, 3.35e9, 132 * 1980 * 2e3, 132 * 1980 * 3e3)
+    assert found == pytest.approx({"arithmetic": 1000, "memory": 1000, "sectors": 1000, "wavefronts": 3000})
+
+
+@pytest.fixture
+def browser():
+    if not shutil.which("chromium") or not shutil.which("chromedriver"):
+        pytest.skip("Debian's chromium and chromium-driver are not installed")
+    webdriver = pytest.importorskip("selenium.webdriver")
+    options = webdriver.ChromeOptions()
+    options.binary_location = shutil.which("chromium")
+    for flag in ("--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-sync"):
+        options.add_argument(flag)
+    for flag in ("--disable-quic", "--no-first-run", "--disable-component-update", "--window-size=1280,900"):
+        options.add_argument(flag)
+    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(shutil.which("chromedriver")))
+    yield driver
+    driver.quit()
+
+
+def test_the_page(transpose, tmp_path, browser):
+    from selenium.webdriver.common.by import By
+    from selenium.webdriver.common.keys import Keys
+
+    path = tmp_path / "page.html"
+    result = inspect(*transpose, "--html", str(path))
+    assert result.returncode == 0, result.stderr
+    assert not re.search(r"(?:src|href)=[\"'](?!#)", path.read_text())  # nothing is fetched
+    browser.get(path.as_uri())
+    assert "transpose" in browser.title
+    rows = browser.find_elements(By.CSS_SELECTOR, ".row.much")
+    assert [row.find_element(By.TAG_NAME, "a").text for row in rows] == ["8"]
+    body = browser.find_element(By.TAG_NAME, "body")
+    for _ in range(4):
+        body.send_keys("j")
+    focused = browser.switch_to.active_element
+    assert "32.00 x wavefronts" in focused.text or "x sectors" in focused.text
+    conflict = next(b for b in browser.find_elements(By.CSS_SELECTOR, "button.note") if "32.00 x" in b.text)
+    conflict.send_keys(Keys.ENTER)
+    assert conflict.get_attribute("aria-expanded") == "true"
+    details = browser.find_element(By.CSS_SELECTOR, ".details")
+    assert "32 wavefronts" in details.text and "32!" in details.text
+    assert len(details.find_elements(By.CSS_SELECTOR, ".lanes")[0].find_elements(By.TAG_NAME, "span")) == 32
+    conflict.send_keys(Keys.ENTER)
+    assert not browser.find_elements(By.CSS_SELECTOR, ".details")
+    load = next(b for b in browser.find_elements(By.CSS_SELECTOR, "button.note") if "load" in b.text and "sectors" in b.text)
+    load.click()
+    assert "4 sectors, 128 bytes fetched, 128 used" in browser.find_element(By.CSS_SELECTOR, ".details").text
+    browser.set_window_size(400, 800)
+    assert browser.execute_script("return document.documentElement.scrollWidth <= window.innerWidth + 1")
