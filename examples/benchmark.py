@@ -154,7 +154,9 @@ def kernels_of_the_tour(batch: int) -> tuple[list[Callable[[], None]], dict[str,
     flops = {name: k * n for name, k in element.items()}
     flops |= {"sgd_step": 6 * 269_722, "avgpool_forward": batch * 64 * 64, "avgpool_backward": batch * 64 * 64}
     flops |= {"augment": 3 * batch * 3 * 32 * 32, "cross_entropy_forward": 6 * 10 * batch}
-    products = ["gemm_tiled<false, false>"] + [f"gemm_blocked<16, 256, 8, 16, {kind}>" for kind in ("false, false", "true, false", "false, true")]
+    products = ["gemm_tiled<false, false>"] + [
+        f"gemm_blocked<16, 256, 8, 16, {kind}>" for kind in ("false, false", "true, false", "false, true")
+    ]
     return runs, flops | dict.fromkeys([*products, "conv3x3<16, 32, 1, 1>", "conv3x3_weight<32, 1>"], convolution)
 
 

@@ -25,7 +25,12 @@ import minires as mr
 from minires.watch import occupancy
 from minires.watch.counters import Access, Launch
 
-STAGES = {0: (3, 16, 32, 1), 1: (16, 16, 32, 1), 2: (16, 32, 32, 2), 3: (32, 64, 16, 2)}  # channels in, out; size; stride
+STAGES = {
+    0: (3, 16, 32, 1),
+    1: (16, 16, 32, 1),
+    2: (16, 32, 32, 2),
+    3: (32, 64, 16, 2),
+}  # channels in, out; size; stride
 
 
 def training_step(batch: int) -> Callable[[], None]:
@@ -47,7 +52,9 @@ def training_step(batch: int) -> Callable[[], None]:
 def stage_step(stage: int, batch: int) -> Callable[[], None]:
     """Forward and backward of the blocks that a stage of ResNet-20 is made of; stage 0 is the first convolution."""
     c, o, size, stride = STAGES[stage]
-    x = mr.Tensor(np.random.default_rng(0).standard_normal((batch, c, size, size)).astype(np.float32), requires_grad=True)
+    x = mr.Tensor(
+        np.random.default_rng(0).standard_normal((batch, c, size, size)).astype(np.float32), requires_grad=True
+    )
     if stage == 0:
         blocks = [mr.nn.Conv2d(c, o, 3, padding=1), mr.nn.BatchNorm2d(o)]
     else:
@@ -84,7 +91,9 @@ def on_gpus(launch: Launch) -> dict[str, dict]:
         return {}
     found, counted = {}, {space: scaled(launch, space) for space in ("global", "shared")}
     for name, gpu in occupancy.GPUS.items():
-        used = occupancy.resources(launch.code, (launch.kernel,), gpu.architecture, np.dtype(launch.scalar))[launch.kernel]
+        used = occupancy.resources(launch.code, (launch.kernel,), gpu.architecture, np.dtype(launch.scalar))[
+            launch.kernel
+        ]
         warps = occupancy.warps_by_resources(gpu, used, launch.threads, launch.shared_mem)
         floors = occupancy.floors(
             gpu, flops(launch), launch.array_bytes, counted["global"]["sectors"], counted["shared"]["wavefronts"]
@@ -117,7 +126,9 @@ def step_report(batch: int) -> dict:
         one = launches[0]
         counts = {space: scaled(one, space) for space in ("global", "shared")}
         geometry = {"kernel": kernel, "grid": grid, "block": block, "count": len(launches)}
-        rows.append(geometry | {"flops": flops(one), "blocks_counted": one.blocks_counted} | counts | {"gpus": on_gpus(one)})
+        rows.append(
+            geometry | {"flops": flops(one), "blocks_counted": one.blocks_counted} | counts | {"gpus": on_gpus(one)}
+        )
     return {"batch": batch, "launches": rows}
 
 
@@ -154,7 +165,11 @@ def step_table(report: dict) -> str:
 
 def words(access: Access) -> str:
     """An access in a margin's width: what against the least, and lanes."""
-    least, much = (access.sectors_least, access.sectors) if access.space == "global" else (access.wavefronts_least, access.wavefronts)
+    least, much = (
+        (access.sectors_least, access.sectors)
+        if access.space == "global"
+        else (access.wavefronts_least, access.wavefronts)
+    )
     what = "sectors" if access.space == "global" else "wavefronts"
     return f"{access.kind} {access.bytes} B {access.lanes / access.requests:.0f} lanes, {much / max(least, 1):.2f} x {what}"
 
@@ -164,7 +179,9 @@ def waste(accesses: list[Access]) -> str:
     worst = 0.0
     for a in accesses:
         least = a.sectors_least if a.space == "global" else a.wavefronts_least
-        worst = max(worst, (a.sectors if a.space == "global" else a.wavefronts) / max(least, 1), 32 * a.requests / a.lanes)
+        worst = max(
+            worst, (a.sectors if a.space == "global" else a.wavefronts) / max(least, 1), 32 * a.requests / a.lanes
+        )
     return "" if not accesses else "least" if worst <= 1.25 else "some" if worst <= 2 else "much"
 
 
@@ -178,7 +195,9 @@ def source_of(launch: Launch, code: str | None) -> dict[str, list[str]]:
 
 
 def listing(launch: Launch, code: str | None) -> str:
-    lines = [f"{launch.kernel}, grid {launch.grid}, block {launch.block}: {launch.blocks_counted} blocks of {launch.blocks} counted"]
+    lines = [
+        f"{launch.kernel}, grid {launch.grid}, block {launch.block}: {launch.blocks_counted} blocks of {launch.blocks} counted"
+    ]
     for name, source in source_of(launch, code).items():
         lines.append(f"\n{name}")
         touched = {a.line for a in launch.accesses if a.file == name}
@@ -208,13 +227,17 @@ def page(launch: Launch, code: str | None) -> str:
             notes = [{"index": index[id(a)], "words": words(a)} for a in here]
             lines.append({"number": number, "text": text, "accesses": notes, "waste": waste(here)})
     template = (Path(__file__).parent / "inspect_kernel.html").read_text()
-    return jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(template).render(
-        title=f"{launch.kernel}: what a GPU would do",
-        launch=launch,
-        totals=[launch.total("global"), launch.total("shared")],
-        occupancy=on_gpus(launch),
-        lines=lines,
-        accesses=[dataclasses.asdict(a) for a in launch.accesses],
+    return (
+        jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+        .from_string(template)
+        .render(
+            title=f"{launch.kernel}: what a GPU would do",
+            launch=launch,
+            totals=[launch.total("global"), launch.total("shared")],
+            occupancy=on_gpus(launch),
+            lines=lines,
+            accesses=[dataclasses.asdict(a) for a in launch.accesses],
+        )
     )
 
 
@@ -239,7 +262,9 @@ def count_launch(arguments: argparse.Namespace) -> tuple[Launch, str | None]:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Show what a GPU would do with a kernel, without a GPU.")
     parser.add_argument("kernel", nargs="?", help="of kernels/, or of --file")
-    parser.add_argument("--layer", type=int, choices=STAGES, default=1, help="stage of ResNet-20; 0 is the first convolution")
+    parser.add_argument(
+        "--layer", type=int, choices=STAGES, default=1, help="stage of ResNet-20; 0 is the first convolution"
+    )
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--blocks", type=int, default=4, help="how many blocks of a launch are counted")
     parser.add_argument("--step", action="store_true", help="every launch of a training step")

@@ -24,7 +24,9 @@ import minires as mr
 from minires.device.source import blank, closing, spaces
 
 KEEP = re.compile(r"__global__|__device__|__constant__|__shared__|constexpr")
-TYPE = re.compile(r"(?:template\s*<[^;{}]*>\s*)?(?:typedef\b|using\b|namespace\b|struct\b|class\b|union\b|enum\b|const\b)")
+TYPE = re.compile(
+    r"(?:template\s*<[^;{}]*>\s*)?(?:typedef\b|using\b|namespace\b|struct\b|class\b|union\b|enum\b|const\b)"
+)
 
 
 def without_host_code(code: str) -> str:
@@ -45,8 +47,13 @@ def without_host_code(code: str) -> str:
     for first, last in gone:
         lines = [line if line.lstrip().startswith("#") else spaces(line) for line in code[first:last].split("\n")]
         code = code[:first] + "\n".join(lines) + code[last:]
-    return re.sub(r'^[ \t]*#[ \t]*include[ \t]*(?:<(?:vector|string|iostream|iomanip|fstream|random|algorithm|chrono)>|"(?!common'
-                  r'\.cuh)[^"\n]*")', lambda m: spaces(m[0]), code, flags=re.MULTILINE)
+    return re.sub(
+        r'^[ \t]*#[ \t]*include[ \t]*(?:<(?:vector|string|iostream|iomanip|fstream|random|algorithm|chrono)>|"(?!common'
+        r'\.cuh)[^"\n]*")',
+        lambda m: spaces(m[0]),
+        code,
+        flags=re.MULTILINE,
+    )
 
 
 def argument(text: str) -> tuple[str, object]:
@@ -109,7 +116,11 @@ def main() -> None:
     run, values = launch_of(read_kernels(arguments.file), arguments.kernel, arguments)
     with contextlib.nullcontext() if arguments.plain else mr.sanitize(seed=arguments.seed):
         run()
-    results = [(name, before, mr.device.current().to_host(after)) for (name, before), after in zip(arguments.arg, values, strict=True) if isinstance(before, np.ndarray)]
+    results = [
+        (name, before, mr.device.current().to_host(after))
+        for (name, before), after in zip(arguments.arg, values, strict=True)
+        if isinstance(before, np.ndarray)
+    ]
     changed = [(name, after) for name, before, after in results if before.tobytes() != after.tobytes()]
     for name, after in changed:
         print(f"{name} =\n{np.array2string(after, threshold=64, precision=6, suppress_small=True)}")

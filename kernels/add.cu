@@ -39,12 +39,15 @@ extern "C" __global__ void shortcut_forward(const scalar_t* __restrict__ x, scal
         c >= 0 && c < C ? x[((n * C + c) * H + oy * stride) * W + ox * stride] : scalar_t(0);
 }
 
+// A thread writes the stride x stride pixels of dx at one of dy: the first gets its gradient, the others 0.
 extern "C" __global__ void shortcut_backward(const scalar_t* __restrict__ dy, scalar_t* __restrict__ dx, int C, int H,
                                              int W, int O, int OH, int OW, int stride) {
     const long long plane = blockIdx.x;  // (n, c)
-    const int iy = blockIdx.y * blockDim.y + threadIdx.y, ix = blockIdx.z * blockDim.x + threadIdx.x;
-    if (iy >= H || ix >= W) return;
+    const int oy = blockIdx.y * blockDim.y + threadIdx.y, ox = blockIdx.z * blockDim.x + threadIdx.x;
+    if (oy >= OH || ox >= OW) return;
     const long long o = plane % C + (O - C) / 2, n = plane / C;
-    const bool used = iy % stride == 0 && ix % stride == 0;
-    dx[(plane * H + iy) * W + ix] = used ? dy[((n * O + o) * OH + iy / stride) * OW + ix / stride] : scalar_t(0);
+    const scalar_t value = dy[((n * O + o) * OH + oy) * OW + ox];
+    for (int y = oy * stride; y < min(oy * stride + stride, H); ++y)
+        for (int x = ox * stride; x < min(ox * stride + stride, W); ++x)
+            dx[(plane * H + y) * W + x] = y == oy * stride && x == ox * stride ? value : scalar_t(0);
 }

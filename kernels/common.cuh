@@ -17,9 +17,11 @@ __device__ inline scalar_t warp_sum(scalar_t v) {
     return v;
 }
 
-// The sum of v over a one-dimensional block, in every thread. blockDim.x must be a multiple of 32. The order of the
-// additions is fixed: the tree inside each warp, then the warps from first to last.
+// The sum of v over a one-dimensional block, in every thread. blockDim.x must be a multiple of 32, or 1: on a CPU a block of
+// one thread spares the barriers. The order of the additions is fixed: the tree inside each warp, then the warps from first
+// to last.
 __device__ inline scalar_t block_sum(scalar_t v) {
+    if (blockDim.x == 1) return v;
     __shared__ scalar_t warp_sums[32];
     v = warp_sum(v);
     __syncthreads();  // a sum before this one may still be being read

@@ -215,11 +215,9 @@ __global__ void conv3x3_strided_gradient(const scalar_t* __restrict__ dy, const 
                 const int channel = c0 + c + k, y = 2 * (a0 + row + i) + kind / 2;
                 if (channel >= C || y >= H) continue;
                 scalar_t* to = dx + ((n * C + channel) * H + y) * W;
-#pragma unroll
-                for (int j = 0; j < TW; ++j) {
-                    const int x = 2 * (b0 + column + j) + kind % 2;
-                    if (x < W) to[x] = sum[kind][k][i][j];
-                }
+                scalar_t values[TW];  // g++ keeps the sums in registers only if they leave them as vectors
+                for (int j = 0; j < TW; ++j) values[j] = sum[kind][k][i][j];
+                for (int j = 0, x = 2 * (b0 + column) + kind % 2; j < TW && x < W; ++j, x += 2) to[x] = values[j];
             }
 }
 
@@ -285,7 +283,7 @@ __global__ void conv3x3_weight(const scalar_t* __restrict__ x, const scalar_t* _
         __syncthreads();
     }
     // Lanes, or a vector's elements, go to neighbouring places: parts is chunks x 9 x O x C on a GPU, chunks x 9 x C x O on a
-    // CPU. Runs of constant indices: g++ keeps the sums in registers only if none is read at a variable one.
+    // CPU. With a loop of its own for whole runs: g++ keeps the sums in registers only if they leave them as vectors.
 #pragma unroll
     for (int k = 0; k < TC; ++k)
 #pragma unroll
@@ -294,10 +292,8 @@ __global__ void conv3x3_weight(const scalar_t* __restrict__ x, const scalar_t* _
             if (channel >= C) continue;
             scalar_t* to = parts + (blockIdx.z * 9ll + tap) * C * O + (GPU ? first * C + channel : channel * O + first);
             if (first + TO <= O) {
-#pragma unroll
                 for (int j = 0; j < TO; ++j) to[j * step] = sum[k][tap][j];
             } else {
-#pragma unroll
                 for (int j = 0; j < TO; ++j)
                     if (first + j < O) to[j * step] = sum[k][tap][j];
             }

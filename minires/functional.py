@@ -451,7 +451,7 @@ def shortcut(x: Tensor, out_channels: int, stride: int = 1) -> Tensor:
 
     def backward(dy):
         dx = _empty(x.shape, dy)
-        _launch_planes("shortcut_backward", n * c, h, w, dy, dx, *geometry)
+        _launch_planes("shortcut_backward", n * c, oh, ow, dy, dx, *geometry)
         return (dx,)
 
     return record("shortcut", y, (x,), backward)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from . import device
+from . import device, tiles
 from .tensor import Tensor, note_used
 
 
@@ -91,9 +91,9 @@ class SGD:
         velocities = [self.velocities[i] for i in chosen] if self.momentum else None
         counts, sizes = [math.prod(w.shape) for w in weights], np.zeros((), [("at", np.int64, device.MAX_POINTERS)])
         sizes["at"][: len(counts)] = counts
-        grid = len(chosen), min(-(-max(counts) // 256), 256)
+        name, grid, block = tiles.sgd(len(chosen), max(counts))
         arrays = weights, gradients, velocities, sizes[()], rate
-        device.launch("sgd_step", grid, (256,), *arrays, self.momentum, self.weight_decay, self.nesterov)
+        device.launch(name, grid, block, *arrays, self.momentum, self.weight_decay, self.nesterov)
 
 
 def _zeros_like(p: Tensor):

@@ -101,6 +101,7 @@ class Tiles:
     gemm: Sequence[Gemm]
     run: int  # neighbours that an element-wise or reducing thread takes at a time
     sum_run: int  # the same of conv3x3_weight_sum
+    sgd: tuple[int, int]  # of sgd_step: neighbours that a thread takes at a time, threads of a block
     reduction_threads: int  # of a block that adds up a chunk of a channel
     chunk: int  # values of a channel that such a block adds up, at most
     blocks: int  # wanted of what can be cut into any number; it is the same for any number of processors
@@ -123,6 +124,7 @@ TABLES = {
         gemm=(Gemm(64, 64, 16, 8, 4, True),),
         run=1,
         sum_run=1,
+        sgd=(1, 256),
         reduction_threads=256,
         chunk=16384,
         blocks=512,
@@ -144,7 +146,8 @@ TABLES = {
         gemm=(Gemm(64, 64, 32, 8, 16, False), Gemm(32, 128, 32, 8, 16, False), Gemm(16, 256, 32, 8, 16, False)),
         run=64,
         sum_run=16,
-        reduction_threads=32,
+        sgd=(4096, 1),  # each thread gets a copy of 2 KB of pointers
+        reduction_threads=1,
         chunk=16384,  # they stay in a core's second cache between two passes
         blocks=64,
     ),
@@ -184,6 +187,12 @@ def gemm(kind: str, m: int, n: int, batch: int) -> tuple[str, tuple, tuple]:
     return f"gemm_blocked<{tile.arguments}, {TRANSPOSED[kind]}>", grid, (tile.threads,)
 
 
+def sgd(parameters: int, largest: int) -> tuple[str, tuple, tuple]:
+    """Name, grid and block of the step for some parameters, the largest of which has so many elements."""
+    run, threads = table().sgd
+    return f"sgd_step<{run}>", (parameters, min(-(-largest // (run * threads)), 256)), (threads,)
+
+
 def instances(name: str) -> dict[str, int]:
     """All instances that a device's table names, by kernel expression, with their threads a block."""
     t = TABLES[name]
@@ -197,11 +206,13 @@ def instances(name: str) -> dict[str, int]:
         found[f"conv3x3_strided_gradient<{tile.arguments.partition(', ')[2]}>"] = tile.threads
     for s, tiles in t.weight.items():
         found |= {f"conv3x3_weight<{tile.arguments}, {s}>": tile.threads for tile in tiles}
-    found[f"conv3x3_weight_sum<{t.sum_run}>"] = 256
+    found |= {f"conv3x3_weight_sum<{t.sum_run}>": 256, f"sgd_step<{t.sgd[0]}>": t.sgd[1]}
     found |= {f"gemm_blocked<{g.arguments}, {kind}>": g.threads for g in t.gemm for kind in TRANSPOSED.values()}
     found[f"batchnorm_chunk_statistics<{t.run}>"] = t.reduction_threads
     for fused in ("false, false", "true, false", "true, true"):
-        found[f"batchnorm_forward<{t.run}, {fused}>"] = found[f"batchnorm_chunk_sums<{t.run}, {fused}>"] = t.reduction_threads
+        found[f"batchnorm_forward<{t.run}, {fused}>"] = found[f"batchnorm_chunk_sums<{t.run}, {fused}>"] = (
+            t.reduction_threads
+        )
     for relu in ("false", "true"):
         found[f"batchnorm_backward<{t.run}, {relu}>"] = t.reduction_threads
     return found

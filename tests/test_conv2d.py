@@ -66,7 +66,9 @@ def test_fast_kernels_agree_with_the_readable_ones(case, dtype, rng):
         assert np.abs(fast - readable).max() <= limit * np.abs(readable).max()
 
 
-WEIGHT_TILES = [(name, stride, i) for name, t in tiles.TABLES.items() for stride in t.weight for i in range(len(t.weight[stride]))]
+WEIGHT_TILES = [
+    (name, stride, i) for name, t in tiles.TABLES.items() for stride in t.weight for i in range(len(t.weight[stride]))
+]
 
 
 @pytest.mark.parametrize(("name", "stride", "i"), WEIGHT_TILES)

@@ -51,8 +51,6 @@ def test_sectors(name):
     assert (load.file, load.line, load.space, load.wavefronts) == ("RawKernel", 2, "global", 0)
 
 
-
-
 SHARED = {  # declaration, what a warp loads -> wavefronts of the one request, and the least
     "a column of [32][32]": ("float s[32][32]", "s[t][5]", 32, 1),
     "a column of [32][33]": ("float s[32][33]", "s[t][5]", 1, 1),
@@ -171,7 +169,9 @@ def test_json(tmp_path):
     c.to_json(tmp_path / "c.json")
     (one,) = json.loads((tmp_path / "c.json").read_text())["launches"]
     assert one["kernel"] == "relu_forward" and one["grid"] == [16, 1, 1]
-    assert {"file", "line", "space", "kind", "bytes", "requests", "lanes", "sectors", "sectors_least"} < one["accesses"][0].keys()
+    assert {"file", "line", "space", "kind", "bytes", "requests", "lanes", "sectors", "sectors_least"} < one[
+        "accesses"
+    ][0].keys()
     assert one["accesses"][0]["file"] == "kernels/relu.cu"
     with pytest.raises(ValueError, match="space must be 'global' or 'shared', got 'local'"):
         launch.total("local")

@@ -30,7 +30,9 @@ for code, names in sources:
 """
 
 
-def compile_everywhere(sources: list[tuple[str, list[str]]], dtype: str = "float32") -> list[list[dict[str, Resources]]]:
+def compile_everywhere(
+    sources: list[tuple[str, list[str]]], dtype: str = "float32"
+) -> list[list[dict[str, Resources]]]:
     """What ptxas says of each source's kernels for each architecture, by the real CuPy in a process of its own."""
     if importlib.util.find_spec("cupy") is None:
         pytest.skip("NVRTC comes with CuPy: pip install cupy-cuda12x")
@@ -45,12 +47,18 @@ def compile_everywhere(sources: list[tuple[str, list[str]]], dtype: str = "float
         check=False,
     )
     assert result.returncode == 0, result.stderr
-    return [[{n: Resources(*r) for n, r in one.items()} for one in json.loads(line)] for line in result.stdout.splitlines()]
+    return [
+        [{n: Resources(*r) for n, r in one.items()} for one in json.loads(line)] for line in result.stdout.splitlines()
+    ]
 
 
 def instances(stem: str) -> dict[str, int]:
     """The instances of a file's templates that the cuda device's tables name, with their threads a block."""
-    return {name: threads for name, threads in tiles.instances("cuda").items() if library_files()[name.split("<")[0]].stem == stem}
+    return {
+        name: threads
+        for name, threads in tiles.instances("cuda").items()
+        if library_files()[name.split("<")[0]].stem == stem
+    }
 
 
 @pytest.mark.parametrize("stem", sorted({path.stem for path in library_files().values()}))

@@ -34,9 +34,10 @@ def member(
 def archive(*extra: tuple, names=NAMES, size: int = 20 * cifar.RECORD_BYTES) -> bytes:
     data = cifar.synthetic_records(20)[:size]
     file = io.BytesIO()
-    with gzip.GzipFile(fileobj=file, mode="w", mtime=0) as zipped, tarfile.open(
-        fileobj=zipped, mode="w", format=tarfile.PAX_FORMAT
-    ) as tar:
+    with (
+        gzip.GzipFile(fileobj=file, mode="w", mtime=0) as zipped,
+        tarfile.open(fileobj=zipped, mode="w", format=tarfile.PAX_FORMAT) as tar,
+    ):
         for info, content in [*extra, *(member(name, data) for name in names)]:
             tar.addfile(info, io.BytesIO(content))
     return file.getvalue()

@@ -127,7 +127,9 @@ def test_the_page(transpose, tmp_path, browser):
     assert len(details.find_elements(By.CSS_SELECTOR, ".lanes")[0].find_elements(By.TAG_NAME, "span")) == 32
     conflict.send_keys(Keys.ENTER)
     assert not browser.find_elements(By.CSS_SELECTOR, ".details")
-    load = next(b for b in browser.find_elements(By.CSS_SELECTOR, "button.note") if "load" in b.text and "sectors" in b.text)
+    load = next(
+        b for b in browser.find_elements(By.CSS_SELECTOR, "button.note") if "load" in b.text and "sectors" in b.text
+    )
     load.click()
     assert "4 sectors, 128 bytes fetched, 128 used" in browser.find_element(By.CSS_SELECTOR, ".details").text
     browser.set_window_size(400, 800)

@@ -1,6 +1,5 @@
 """Kernels as learners bring them: one of each kind, against NumPy, plain and sanitized, and compiled by NVRTC."""
 
-
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -48,28 +47,50 @@ OWN = {
     "a template": Own(
         "template <typename T, int K> __global__ void scale(const T* x, T* y, int n) {\n"
         "  int i = blockIdx.x * blockDim.x + threadIdx.x;\n  if (i < n) y[i] = T(K) * x[i];\n}",
-        "scale<float, 4>", (4,), (256,), (X, zeros(N), N), {1: 4 * X},
+        "scale<float, 4>",
+        (4,),
+        (256,),
+        (X, zeros(N), N),
+        {1: 4 * X},
     ),
     "a template with a default, in a namespace": Own(
         "namespace mine { template <class T, int K = 3> __global__ void scale(T* y) { y[threadIdx.x] *= K; } }",
-        "mine::scale<double>", (1,), (64,), (X[:64].astype(float),), {0: 3 * X[:64].astype(float)},
+        "mine::scale<double>",
+        (1,),
+        (64,),
+        (X[:64].astype(float),),
+        {0: 3 * X[:64].astype(float)},
     ),
     "no extern C, and (void)": Own(
         "__device__ int counter[64];\n__global__ void nothing(void) { counter[threadIdx.x] = 1; }",
-        "nothing", (1,), (64,), (), {},
+        "nothing",
+        (1,),
+        (64,),
+        (),
+        {},
     ),
     "dynamic shared memory": Own(
         "__global__ void reverse(const float* x, float* y) {\n  extern __shared__ float s[];\n"
         "  int t = threadIdx.x, first = blockIdx.x * blockDim.x;\n  s[t] = x[first + t];\n  __syncthreads();\n"
         "  y[first + t] = s[blockDim.x - 1 - t];\n}",
-        "reverse", (8,), (128,), (X, zeros(N)), {1: X.reshape(8, 128)[:, ::-1].ravel()}, shared_mem=512,
+        "reverse",
+        (8,),
+        (128,),
+        (X, zeros(N)),
+        {1: X.reshape(8, 128)[:, ::-1].ravel()},
+        shared_mem=512,
     ),
     "dynamic shared memory in two halves, aligned, of bytes": Own(
         "__global__ void halves(const float* x, float* y) {\n"
         "  extern __shared__ __align__(16) unsigned char raw[];\n  float* a = reinterpret_cast<float*>(raw);\n"
         "  int* b = (int*)(a + blockDim.x);\n  int t = threadIdx.x;\n  a[t] = x[t];\n  b[t] = t;\n  __syncthreads();\n"
         "  y[t] = a[b[t ^ 1]];\n}",
-        "halves", (1,), (256,), (X[:256], zeros(256)), {1: X[np.arange(256) ^ 1]}, shared_mem=2048,
+        "halves",
+        (1,),
+        (256,),
+        (X[:256], zeros(256)),
+        {1: X[np.arange(256) ^ 1]},
+        shared_mem=2048,
     ),
     "cooperative groups": Own(
         "#include <cooperative_groups.h>\n#include <cooperative_groups/reduce.h>\nnamespace cg = cooperative_groups;\n"
@@ -81,7 +102,11 @@ OWN = {
         "  if (warp.thread_rank() == 0) {\n"
         "    int w = blockIdx.x * warp.meta_group_size() + warp.meta_group_rank();\n    y[w] = sum - v;\n    z[w] = most;\n"
         "  }\n}",
-        "sums", (4,), (256,), (X, zeros(32), zeros(32)), {1: zeros(32), 2: X.reshape(32, 32).max(1)},
+        "sums",
+        (4,),
+        (256,),
+        (X, zeros(32), zeros(32)),
+        {1: zeros(32), 2: X.reshape(32, 32).max(1)},
     ),
     "smaller tiles": Own(
         "#include <cooperative_groups.h>\nusing namespace cooperative_groups;\n"
@@ -89,13 +114,20 @@ OWN = {
         "  int v = x[blockIdx.x * blockDim.x + threadIdx.x];\n"
         "  for (int i = tile.size() / 2; i > 0; i /= 2) v += tile.shfl_xor(v, i);\n"
         "  if (tile.thread_rank() == 0) y[(blockIdx.x * blockDim.x + threadIdx.x) / 8] = v;\n  tile.sync();\n}",
-        "sums", (4,), (256,), (I, zeros(128, np.int32)), {1: I.reshape(128, 8).sum(1)},
+        "sums",
+        (4,),
+        (256,),
+        (I, zeros(128, np.int32)),
+        {1: I.reshape(128, 8).sum(1)},
     ),
     "vector types": Own(
         "__global__ void lengths(const float4* x, float2* y, float3* z) {\n"
         "  int i = blockIdx.x * blockDim.x + threadIdx.x;\n  float4 v = x[i];\n  y[i] = make_float2(v.x + v.y, v.z + v.w);\n"
         "  z[i] = make_float3(v.x, v.y, v.z);\n}",
-        "lengths", (2,), (128,), (X.reshape(256, 4), zeros((256, 2)), zeros((256, 3))),
+        "lengths",
+        (2,),
+        (128,),
+        (X.reshape(256, 4), zeros((256, 2)), zeros((256, 3))),
         {1: X.reshape(256, 2, 2).sum(2), 2: X.reshape(256, 4)[:, :3]},
     ),
     "a structure by value and by pointer": Own(
@@ -103,15 +135,28 @@ OWN = {
         "__global__ void apply(const Pair* pairs, __grid_constant__ const Pair p, float* y, size_t n) {\n"
         "  size_t i = blockIdx.x * blockDim.x + threadIdx.x;\n"
         "  if (i < n) y[i] = pairs[i].a * p.a + pairs[i].b + p.b;\n}",
-        "apply", (1,), (64,), (structs(), np.array((2.0, 5), PAIR)[()], zeros(64), 64), {2: 2 * X[:64] + I[:64] + 5},
+        "apply",
+        (1,),
+        (64,),
+        (structs(), np.array((2.0, 5), PAIR)[()], zeros(64), 64),
+        {2: 2 * X[:64] + I[:64] + 5},
     ),
     "integer atomics": Own(
         "__global__ void histogram(const int* x, unsigned* counts, int* least, int* most, unsigned* bits, int* wrapped) {\n"
         "  int v = x[blockIdx.x * blockDim.x + threadIdx.x];\n  atomicAdd(&counts[v % 16], 1u);\n"
         "  atomicMin(least, v);\n  atomicMax(most, v);\n  atomicOr(bits, 1u << (v % 32));\n"
         "  atomicInc((unsigned*)wrapped, 99u);\n}",
-        "histogram", (4,), (256,),
-        (I, zeros(16, np.uint32), np.full(1, 10**6, np.int32), zeros(1, np.int32), zeros(1, np.uint32), zeros(1, np.int32)),
+        "histogram",
+        (4,),
+        (256,),
+        (
+            I,
+            zeros(16, np.uint32),
+            np.full(1, 10**6, np.int32),
+            zeros(1, np.int32),
+            zeros(1, np.uint32),
+            zeros(1, np.int32),
+        ),
         {1: np.bincount(I % 16, minlength=16), 2: [I.min()], 3: [I.max()], 4: [2**32 - 1], 5: [N % 100]},
     ),
     "more atomics": Own(
@@ -119,13 +164,20 @@ OWN = {
         "  atomicAdd(b, 1ull << 33);\n  atomicXor(c, 1u << (threadIdx.x % 32));\n  atomicAnd(c + 1, ~(1u << (threadIdx.x % 8)));\n"
         "  int old = *(volatile int*)locked, seen;\n"
         "  do { seen = old; old = atomicCAS(locked, seen, seen + 3); } while (old != seen);\n}",
-        "more", (2,), (64,), (zeros(1, np.int32), zeros(1, np.uint64), np.full(2, 2**32 - 1, np.uint32), zeros(1, np.int32)),
+        "more",
+        (2,),
+        (64,),
+        (zeros(1, np.int32), zeros(1, np.uint64), np.full(2, 2**32 - 1, np.uint32), zeros(1, np.int32)),
         {0: [-256], 1: [2**40], 2: [2**32 - 1, 2**32 - 256]},
     ),
     "atomics of floats": Own(
         "__global__ void total(const float* x, float* sum, double* precise) {\n"
         "  int i = blockIdx.x * blockDim.x + threadIdx.x;\n  atomicAdd(sum, floorf(x[i]));\n  atomicAdd(precise, 0.5);\n}",
-        "total", (4,), (256,), (X, zeros(1), zeros(1, np.float64)), {1: [np.floor(X).sum()], 2: [N / 2]},
+        "total",
+        (4,),
+        (256,),
+        (X, zeros(1), zeros(1, np.float64)),
+        {1: [np.floor(X).sum()], 2: [N / 2]},
     ),
     "votes": Own(
         "__global__ void votes(const int* x, unsigned* y) {\n  int t = threadIdx.x, v = x[t], w = t / 32;\n"
@@ -133,11 +185,21 @@ OWN = {
         "  int all = __all_sync(0xffffffff, v >= 0);\n  unsigned same = __match_any_sync(0xffffffff, v % 3);\n"
         "  unsigned sum = __popc(b) + 100 * any + 1000 * all;\n"
         "  if (t % 32 == 0) { y[2 * w] = sum; y[2 * w + 1] = same; }\n}",
-        "votes", (1,), (128,), (I[:128], zeros(8, np.uint32)),
-        {1: np.array([
-            ((w > 500).sum() + 100 * (w > 990).any() + 1000,
-             sum(1 << k for k in range(32) if w[k] % 3 == w[0] % 3)) for w in I[:128].reshape(4, 32)
-        ]).ravel()},
+        "votes",
+        (1,),
+        (128,),
+        (I[:128], zeros(8, np.uint32)),
+        {
+            1: np.array(
+                [
+                    (
+                        (w > 500).sum() + 100 * (w > 990).any() + 1000,
+                        sum(1 << k for k in range(32) if w[k] % 3 == w[0] % 3),
+                    )
+                    for w in I[:128].reshape(4, 32)
+                ]
+            ).ravel()
+        },
     ),
     "reductions of a warp": Own(
         "#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800 || defined(MINIRES_CALLER)\n"
@@ -145,7 +207,11 @@ OWN = {
         "__device__ unsigned total(unsigned v) { for (int d = 16; d; d /= 2) v += __shfl_xor_sync(~0u, v, d); return v; }\n"
         "#endif\n__global__ void k(const int* x, unsigned* y) {\n  unsigned v = total(x[threadIdx.x]);\n"
         "  if (threadIdx.x % 32 == 0) y[threadIdx.x / 32] = v;\n}",
-        "k", (1,), (128,), (I[:128], zeros(4, np.uint32)), {1: I[:128].reshape(4, 32).sum(1)},
+        "k",
+        (1,),
+        (128,),
+        (I[:128], zeros(4, np.uint32)),
+        {1: I[:128].reshape(4, 32).sum(1)},
     ),
     "opportunistic counting": Own(
         "__device__ int aggregated(int* counter) {\n  unsigned mask = __activemask();\n"
@@ -154,28 +220,57 @@ OWN = {
         "  return base + __popc(mask & ((1u << lane) - 1));\n}\n"
         "__global__ void filter(const int* x, int* y, int* count, int n) {\n  int i = blockIdx.x * blockDim.x + threadIdx.x;\n"
         "  if (i < n && x[i] > 500) { aggregated(count); }\n}",
-        "filter", (4,), (256,), (I, zeros(N, np.int32), zeros(1, np.int32), N), {2: [(I > 500).sum()]},
+        "filter",
+        (4,),
+        (256,),
+        (I, zeros(N, np.int32), zeros(1, np.int32), N),
+        {2: [(I > 500).sum()]},
     ),
     "bits": Own(
         "__global__ void bits(const int* x, int* y) {\n  int t = threadIdx.x, v = x[t];\n"
         "  unsigned long long w = (unsigned long long)v << 20 | 1;\n"
         "  y[t] = __popcll(w) + __clzll((long long)w) + __ffsll((long long)w) + (int)(__brev((unsigned)v) >> 22)\n"
         "       + (int)(__byte_perm(v, 0, 0x4401) & 0xff);\n}",
-        "bits", (1,), (128,), (I[:128], zeros(128, np.int32)),
-        {1: [(bin(int(v) << 20 | 1).count("1") + 64 - (int(v) << 20 | 1).bit_length() + 1
-              + (int(f"{int(v):032b}"[::-1], 2) >> 22) + (int(v) >> 8 & 255)) for v in I[:128]]},
+        "bits",
+        (1,),
+        (128,),
+        (I[:128], zeros(128, np.int32)),
+        {
+            1: [
+                (
+                    bin(int(v) << 20 | 1).count("1")
+                    + 64
+                    - (int(v) << 20 | 1).bit_length()
+                    + 1
+                    + (int(f"{int(v):032b}"[::-1], 2) >> 22)
+                    + (int(v) >> 8 & 255)
+                )
+                for v in I[:128]
+            ]
+        },
     ),
     "rounded and fast arithmetic": Own(
         "__global__ void k(const float* x, float* y) {\n  int t = threadIdx.x;\n  float v = x[t];\n"
         "  y[t] = __fmaf_rn(v, 2.0f, 1.0f) + __saturatef(v) + __fdividef(v, 4.0f) + __frcp_rn(v * v + 1.0f) + __fsqrt_rn(v * v)\n"
         "       + __fadd_rn(v, __fmul_rn(v, 3.0f)) + (float)__float2int_rn(v) + __int_as_float(__float_as_int(v));\n}",
-        "k", (1,), (256,), (X[:256], zeros(256)),
-        {1: (lambda v: 2 * v + 1 + np.clip(v, 0, 1) + v / 4 + 1 / (v * v + 1) + abs(v) + 4 * v + np.rint(v) + v)(X[:256])},
+        "k",
+        (1,),
+        (256,),
+        (X[:256], zeros(256)),
+        {
+            1: (lambda v: 2 * v + 1 + np.clip(v, 0, 1) + v / 4 + 1 / (v * v + 1) + abs(v) + 4 * v + np.rint(v) + v)(
+                X[:256]
+            )
+        },
     ),
     "cached loads and stores": Own(
         "__global__ void k(const float* x, float* y) {\n  int t = threadIdx.x;\n"
         "  __stcs(&y[t], __ldcs(&x[t]) + __ldcg(&x[t]) + __ldca(&x[t]) + __ldg(&x[t]));\n  __stcg(&y[t + 256], 1.0f);\n}",
-        "k", (1,), (256,), (X[:256], zeros(512)), {1: np.concatenate([4 * X[:256], np.ones(256)])},
+        "k",
+        (1,),
+        (256,),
+        (X[:256], zeros(512)),
+        {1: np.concatenate([4 * X[:256], np.ones(256)])},
     ),
     "shared arrays of every shape": Own(
         "struct Point { float x, y; };\n__global__ void k(const float* x, float* y) {\n"
@@ -184,14 +279,21 @@ OWN = {
         "  points[t].x = x[t];\n  points[t].y = t;\n  wide[t] = 2.0 * x[t];\n  line[t] = 1.0f;\n  if (t == 0) flag = 7;\n"
         "  __syncthreads();\n"
         "  y[t] = tile[t % 8][t / 8] + points[63 - t].x + points[63 - t].y + (float)wide[t] + line[63 - t] + flag;\n}",
-        "k", (3,), (64,), (X[:64], zeros(64)),
+        "k",
+        (3,),
+        (64,),
+        (X[:64], zeros(64)),
         {1: X[:64].reshape(8, 8).T.ravel() + X[63::-1] + np.arange(63, -1, -1) + 2 * X[:64] + 8},
     ),
     "shared arrays outside of functions": Own(
         "__shared__ float row[128];\n__device__ float opposite(int t) { return row[127 - t]; }\n"
         "__global__ void k(const float* x, float* y) {\n  row[threadIdx.x] = x[threadIdx.x];\n  __syncthreads();\n"
         "  y[blockIdx.x * 128 + threadIdx.x] = opposite(threadIdx.x);\n}",
-        "k", (4,), (128,), (X[:128], zeros(512)), {1: np.tile(X[127::-1], 4)},
+        "k",
+        (4,),
+        (128,),
+        (X[:128], zeros(512)),
+        {1: np.tile(X[127::-1], 4)},
     ),
     "constants": Own(
         "__constant__ float weights[3] = {0.5f, 1.0f, 0.25f};\nstatic __constant__ const int offset = 2;\n"
@@ -199,25 +301,40 @@ OWN = {
         "  int i = blockIdx.x * blockDim.x + threadIdx.x;\n  float s = offset;\n#pragma unroll\n"
         "  for (int j = -RADIUS; j <= RADIUS; ++j) if (i + j >= 0 && i + j < n) s += weights[j + RADIUS] * x[i + j];\n"
         "  if (i < n) y[i] = s;\n}",
-        "blur", (5,), (256,), (X[:1000], zeros(1000), 1000), {1: np.convolve(X[:1000], [0.25, 1, 0.5], "same") + 2},
+        "blur",
+        (5,),
+        (256,),
+        (X[:1000], zeros(1000), 1000),
+        {1: np.convolve(X[:1000], [0.25, 1, 0.5], "same") + 2},
     ),
     "headers of a whole program": Own(
         "#include <cuda_runtime.h>\n#include <device_launch_parameters.h>\n#include <math.h>\n#include <stdio.h>\n"
         "#include <assert.h>\n#include <stdint.h>\n#include <float.h>\n"
         "__global__ void k(const uint32_t n, const float* x, float* y) {\n  uint idx = threadIdx.x;\n  assert(n > 0);\n"
         "  float most = -FLT_MAX;\n  for (uint i = idx; i < n; i += blockDim.x) most = fmaxf(most, x[i]);\n  y[idx] = most;\n}",
-        "k", (1,), (32,), (N, X, zeros(32)), {2: X.reshape(32, 32).max(0)},
+        "k",
+        (1,),
+        (32,),
+        (N, X, zeros(32)),
+        {2: X.reshape(32, 32).max(0)},
     ),
     "counting barriers and the clock": Own(
         "__global__ void k(const int* x, int* y) {\n  int t = threadIdx.x;\n  long long began = clock64();\n"
         "  int n = __syncthreads_count(x[t] > 500), some = __syncthreads_or(x[t] > 2000), all = __syncthreads_and(x[t] >= 0);\n"
         "  y[t] = n + 10000 * some + 20000 * all + (clock64() < began);\n}",
-        "k", (2,), (256,), (I[:256], zeros(256, np.int32)), {1: np.full(256, (I[:256] > 500).sum() + 20000)},
+        "k",
+        (2,),
+        (256,),
+        (I[:256], zeros(256, np.int32)),
+        {1: np.full(256, (I[:256] > 500).sum() + 20000)},
     ),
     "shuffles of 8 bytes": Own(
         "__global__ void k(const double* x, double* y, long long* z) {\n  int t = threadIdx.x;\n"
         "  y[t] = __shfl_up_sync(0xffffffffu, x[t], 1);\n  z[t] = __shfl_xor_sync(0xffffffffu, (long long)t << 40, 1);\n}",
-        "k", (1,), (32,), (X[:32].astype(float), zeros(32, np.float64), zeros(32, np.int64)),
+        "k",
+        (1,),
+        (32,),
+        (X[:32].astype(float), zeros(32, np.float64), zeros(32, np.int64)),
         {1: np.concatenate([X[:1], X[:31]]), 2: (np.arange(32) ^ 1) << 40},
     ),
 }
@@ -278,7 +395,10 @@ HEAD = "__global__ void k(float* x, int n) {\n"
 @pytest.mark.parametrize(
     ("code", "words"),
     [
-        ("texture<float, 1> t;\n" + HEAD + "x[0] = tex1Dfetch(t, n);\n}", "RawKernel:1: textures and surfaces cannot be had"),
+        (
+            "texture<float, 1> t;\n" + HEAD + "x[0] = tex1Dfetch(t, n);\n}",
+            "RawKernel:1: textures and surfaces cannot be had",
+        ),
         (HEAD + "x[0] = tex2D<float>((cudaTextureObject_t)0, 0, 0);\n}", "RawKernel:2: textures and surfaces"),
         (HEAD + 'asm volatile("mov.u32 %0, %laneid;" : "=r"(n));\n}', r"RawKernel:2: inline PTX \(asm\) cannot be had"),
         ("#include <cuda_fp16.h>\n" + HEAD + "__half h = __float2half(x[0]);\n}", "RawKernel:3: half precision"),
@@ -317,7 +437,10 @@ def test_a_failed_assertion_says_where(current_device):
         with pytest.raises(mr.DeviceError, match=words):
             kernel((3,), (41,), (42,))
         kernel((3,), (41,), (100,))
-    with mr.sanitize(), pytest.raises(mr.DeviceError, match="thread .*: RawKernel:3: assertion failed: threadIdx.x") as caught:
+    with (
+        mr.sanitize(),
+        pytest.raises(mr.DeviceError, match="thread .*: RawKernel:3: assertion failed: threadIdx.x") as caught,
+    ):
         mr.RawKernel(code, "k")((3,), (41,), (42,))
     assert not isinstance(caught.value, mr.SanitizerError)
 
@@ -340,9 +463,17 @@ print("after")
 @pytest.mark.parametrize(
     ("change", "error", "words"),
     [
-        ({"shared_mem": 48 * 1024 + 1}, ValueError, r"shared_mem of kernel apply is 49153: it must lie in 0 .. 49152 bytes"),
+        (
+            {"shared_mem": 48 * 1024 + 1},
+            ValueError,
+            r"shared_mem of kernel apply is 49153: it must lie in 0 .. 49152 bytes",
+        ),
         ({"shared_mem": -1}, ValueError, "shared_mem of kernel apply is -1"),
-        ({0: np.zeros((64, 3), np.float32)}, TypeError, "'pairs' of kernel apply must be an array of elements of 8 bytes"),
+        (
+            {0: np.zeros((64, 3), np.float32)},
+            TypeError,
+            "'pairs' of kernel apply must be an array of elements of 8 bytes",
+        ),
         ({1: 5.0}, TypeError, "'p' of kernel apply is a structure: give a NumPy structured scalar of 8 bytes, got 5.0"),
         ({1: np.zeros((), [("a", "f8", 2)])[()]}, TypeError, "structured scalar of 8 bytes"),
         ({2: np.zeros(64)}, TypeError, "'y' of kernel apply must be a float32 array, got float64"),
@@ -406,17 +537,34 @@ def run_kernel(tmp_path, code, *arguments):
 def test_run_kernel(tmp_path, current_device):
     if current_device != "cpu":
         pytest.skip("the command takes the cpu device")
-    code = PROGRAM.replace("template <class T>\n", "__device__ float helper(float v) { return v + 1; }\n\ntemplate <class T>\n", 1)
-    launch = ["--grid", "4", "--block", "128", "--arg", "x=arange:512:float32", "--arg", "y=zeros:512:float32", "--arg", "n=512"]
+    code = PROGRAM.replace(
+        "template <class T>\n", "__device__ float helper(float v) { return v + 1; }\n\ntemplate <class T>\n", 1
+    )
+    launch = [
+        "--grid",
+        "4",
+        "--block",
+        "128",
+        "--arg",
+        "x=arange:512:float32",
+        "--arg",
+        "y=zeros:512:float32",
+        "--arg",
+        "n=512",
+    ]
     done = run_kernel(tmp_path, code, "scale<float>", *launch)
     assert done.returncode == 0, done.stderr
-    assert "y" in done.stdout and "2048" in done.stdout and "x" not in [line.split()[0] for line in done.stdout.splitlines()]
-    wrong = run_kernel(tmp_path, code.replace("if (i < n) ", ""), "scale<float>", *[a.replace("512", "500") for a in launch])
+    assert (
+        "y" in done.stdout
+        and "2048" in done.stdout
+        and "x" not in [line.split()[0] for line in done.stdout.splitlines()]
+    )
+    wrong = run_kernel(
+        tmp_path, code.replace("if (i < n) ", ""), "scale<float>", *[a.replace("512", "500") for a in launch]
+    )
     assert wrong.returncode == 1 and "mem: kernel scale<float>, file.cu:14" in wrong.stderr
     assert "Traceback" not in wrong.stderr
     missing = run_kernel(tmp_path, code, "scales", *launch)
     assert missing.returncode == 1 and "no kernel 'scales'" in missing.stderr and "it has: scale" in missing.stderr
     bad = run_kernel(tmp_path, code, "scale<float>", "--grid", "x", "--block", "128")
     assert bad.returncode == 2 and "Traceback" not in bad.stderr
-
-

@@ -131,7 +131,8 @@ BROKEN = {  # name: (source, threads, blocks, y, kind, what the message says)
         (64, 1, None, "sync", LEFT.replace("GONE", r"5, 0, 0").replace("LINE", "4")),
     ),
     "a barrier behind a bounds check": (
-        HEAD + "const int row = threadIdx.x / 32 + 2 * blockIdx.x;\nif (row < 3) {\ny[row] = 1 + 0 * x[row];\n__syncthreads();\n}\n}",
+        HEAD
+        + "const int row = threadIdx.x / 32 + 2 * blockIdx.x;\nif (row < 3) {\ny[row] = 1 + 0 * x[row];\n__syncthreads();\n}\n}",
         (64, 2, None, "sync|race", LEFT.replace("GONE", r"63, 0, 0").replace("LINE", "5") + "|y"),
     ),
     "a loop that one warp runs more often": (
@@ -194,7 +195,8 @@ CLEAN = {
         (64, 2, None),
     ),
     "a loop whose trips are the same for the block": (
-        HEAD + "for (int i = 0; i <= int(blockIdx.x); ++i) __syncthreads();\nif (blockIdx.x == 0) y[threadIdx.x] = 1;\n}",
+        HEAD
+        + "for (int i = 0; i <= int(blockIdx.x); ++i) __syncthreads();\nif (blockIdx.x == 0) y[threadIdx.x] = 1;\n}",
         (64, 3, None),
     ),
     "the lanes that come to __activemask": (

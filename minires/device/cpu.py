@@ -133,9 +133,7 @@ def compile_library(
     return library
 
 
-def build(
-    code: str, names: tuple[str, ...], scalar: np.dtype, instruments: Instruments | None = None
-) -> Path:
+def build(code: str, names: tuple[str, ...], scalar: np.dtype, instruments: Instruments | None = None) -> Path:
     """The shared library with kernels of `code`, from the cache or compiled now, whole or not at all."""
     compiler = _compiler()
     version = subprocess.run([*compiler, "--version"], capture_output=True, text=True, check=False).stdout
@@ -159,7 +157,9 @@ def build(
     sources = [*sorted(_HERE.rglob("*.h")), *(instruments.runtime if instruments else ())]
     sources += [instruments.header] if instruments else []
     runtime = [path.read_text() for path in sources]
-    key = hashlib.sha256("\0".join([unit, *runtime, *compiler, *flags, version, _processor()]).encode()).hexdigest()[:32]
+    key = hashlib.sha256("\0".join([unit, *runtime, *compiler, *flags, version, _processor()]).encode()).hexdigest()[
+        :32
+    ]
     folder = _cache_dir()
     if (library := _cached(folder, key)) is None:
         lock = folder / f".{key}.lock"
@@ -252,7 +252,10 @@ _NOT_HERE = {  # what it is called: how it looks, and a word of the compiler's m
         r"\b(?:texture\s*<|cudaTextureObject_t|cudaSurfaceObject_t|surface\s*<|tex[123]D\w*|surf[123]D\w*|tex1Dfetch)",
         "tex|surf|Texture|Surface",
     ),
-    "inline PTX (asm)": (r"\b(?:asm|__asm__)\b\s*(?:volatile\b|__volatile__\b)?\s*\(\s*\"", "asm|Assembler|invalid|Error"),
+    "inline PTX (asm)": (
+        r"\b(?:asm|__asm__)\b\s*(?:volatile\b|__volatile__\b)?\s*\(\s*\"",
+        "asm|Assembler|invalid|Error",
+    ),
     "tensor cores (nvcuda::wmma)": (r"\b(?:nvcuda|wmma)\b", "nvcuda|wmma"),
     "half precision": (
         r"\b(?:__half2?|half2?|__nv_bfloat162?|nv_bfloat16|bfloat162?|__nv_fp8\w*|__\w*half2?\w*)\b",

@@ -41,7 +41,11 @@ def _include_paths() -> list[Path]:
     """Where cooperative_groups.h and what it includes are: NVIDIA's wheel and CuPy bring CUDA's headers."""
     places = {"nvidia": "cuda_runtime/include", "cupy": "_core/include/cupy/_cccl/libcudacxx"}
     specs = {name: importlib.util.find_spec(name) for name in places}
-    roots = [(root, places[name]) for name, spec in specs.items() for root in (spec.submodule_search_locations if spec else ())]
+    roots = [
+        (root, places[name])
+        for name, spec in specs.items()
+        for root in (spec.submodule_search_locations if spec else ())
+    ]
     return [path for path in (Path(root) / place for root, place in roots) if path.is_dir()]
 
 
@@ -94,7 +98,9 @@ _C_TYPES = {
     "clock_t": np.int64,
     **{f"{u}int{bits}_t": getattr(np, f"{u}int{bits}") for u in ("", "u") for bits in (8, 16, 32, 64)},
 }
-_NOISE = re.compile(r"\b(?:const|__restrict__|restrict|volatile|__grid_constant__|struct|typename|signed(?= (?:int|short)))\b")
+_NOISE = re.compile(
+    r"\b(?:const|__restrict__|restrict|volatile|__grid_constant__|struct|typename|signed(?= (?:int|short)))\b"
+)
 
 
 def signature_of(text: KernelText | None, name: str, scalar: np.dtype) -> Signature:

@@ -133,7 +133,11 @@ def find_kernels(code: str) -> dict[str, KernelText]:
         begin = mark.start() - len(before[0])
         parameters = [p for p in split(text[opening + 1 : closing(text, opening) - 1]) if p != "void"]
         found[declarator["name"]] = KernelText(
-            declarator["name"], begin, closing(text, body), None if template is None else tuple(names), tuple(parameters)
+            declarator["name"],
+            begin,
+            closing(text, body),
+            None if template is None else tuple(names),
+            tuple(parameters),
         )
     return found
 

@@ -193,10 +193,10 @@ class Counters:
         accesses = self._accesses(library.path, rows[: min(n, len(rows))])
         different = {a.ctypes.data: a.nbytes for _, a in named}
         known = zip(signature.parameters, args, strict=True)
-        arguments = {p.name: a.shape if isinstance(a, np.ndarray) else a.item() for p, a in known if hasattr(a, "dtype")}
-        return Launch(
-            signature.name, grid, block, len(chosen), accesses, shared, sum(different.values()), arguments
-        )
+        arguments = {
+            p.name: a.shape if isinstance(a, np.ndarray) else a.item() for p, a in known if isinstance(a, (np.ndarray, np.number, np.bool_))
+        }
+        return Launch(signature.name, grid, block, len(chosen), accesses, shared, sum(different.values()), arguments)
 
     def _accesses(self, path: Path, rows: list[_Row]) -> list[Access]:
         unknown = sorted({row.pc for row in rows if (path, row.pc) not in self._lines})
@@ -268,4 +268,3 @@ def counters(blocks: int | None = 4) -> Iterator[Counters]:
         yield counted
     finally:
         now.watcher, now.tiling = before
-

@@ -51,7 +51,9 @@ class Report(ctypes.Structure):
 # Shared arrays: each one that is declared becomes one between red zones, and keeps its name (see watched.h)
 
 _QUALIFIER = re.compile(r"(?:__align__|alignas|__attribute__)\s*\((?:[^()]|\([^()]*\))*\)|\b(?:static|const)\b")
-_DECLARATOR = re.compile(r"(?P<type>.*?)(?P<stars>[*\s]*)\b(?P<name>[A-Za-z_]\w*)\s*(?P<dims>(?:\[[^\]]*\]\s*)*)$", re.DOTALL)
+_DECLARATOR = re.compile(
+    r"(?P<type>.*?)(?P<stars>[*\s]*)\b(?P<name>[A-Za-z_]\w*)\s*(?P<dims>(?:\[[^\]]*\]\s*)*)$", re.DOTALL
+)
 
 
 def rewrite_shared(unit: str) -> str:
@@ -86,8 +88,15 @@ INSTRUMENTS = Instruments(
     rewrite=rewrite_shared,
     # Of DWARF 5, addr2line of binutils 2.40 gets a unit's first file wrong. Loads of vectors are to stay whole.
     gcc_flags=("-O1", "-g1", "-gdwarf-4", "-fno-tree-sra", "-fsanitize=thread"),
-    clang_flags=("-O1", "-g1", "-gdwarf-4", "-fno-builtin", "-fsanitize=thread", "-mllvm",
-                 "-tsan-instrument-read-before-write"),
+    clang_flags=(
+        "-O1",
+        "-g1",
+        "-gdwarf-4",
+        "-fno-builtin",
+        "-fsanitize=thread",
+        "-mllvm",
+        "-tsan-instrument-read-before-write",
+    ),
 )
 
 
@@ -140,11 +149,16 @@ def cell_of(dtype: np.dtype) -> int:
 
 def source_lines(path: Path, addresses: list[int]) -> list[tuple[str, int]]:
     """File and line of the instructions before some return addresses. Raises OSError where no tool can tell."""
-    tools = {"addr2line": ["addr2line", "-e"], "llvm-symbolizer": ["llvm-symbolizer", "--output-style=GNU", "-f=none", "-e"]}
+    tools = {
+        "addr2line": ["addr2line", "-e"],
+        "llvm-symbolizer": ["llvm-symbolizer", "--output-style=GNU", "-f=none", "-e"],
+    }
     tools["atos"] = ["atos", "-o"]
     tool = next((command for name, command in tools.items() if shutil.which(name)), None)
     if tool is None:
-        raise OSError("source lines are found by addr2line (Debian, Ubuntu: apt install binutils), llvm-symbolizer or atos")
+        raise OSError(
+            "source lines are found by addr2line (Debian, Ubuntu: apt install binutils), llvm-symbolizer or atos"
+        )
     text = "\n".join(hex(pc - 1) for pc in addresses)
     output = subprocess.run([*tool, str(path)], input=text, capture_output=True, text=True, check=True).stdout
     found = re.findall(r"^(?:.*\()?([^()\n]*?):(\d+|\?)", output, re.MULTILINE)

@@ -58,7 +58,9 @@ while done < steps:
         if done == steps:
             break
 net.eval()
-report["accuracy"] = [float(evaluate(x, labels).item()) for _ in range(4) for x, labels in mr.cifar.Loader(data.test, 4, train=False)]
+report["accuracy"] = [
+    float(evaluate(x, labels).item()) for _ in range(4) for x, labels in mr.cifar.Loader(data.test, 4, train=False)
+]
 state = net.state_dict() | optimizer.state_dict()
 report["state"] = hashlib.sha256(b"".join(np.ascontiguousarray(a).tobytes() for a in state.values())).hexdigest()
 report["in_flight"] = len(now._in_flight) if late else 0

@@ -49,7 +49,11 @@ class RawModule:
 
         c_type = next((o.partition("=")[2] for o in self._options if o.startswith("-Dscalar_t=")), "float")
         code = self._code
-        for built_in in (cuda._FIXED_WIDTH, cuda._LIMITS, cuda._SHORT):  # what NVRTC has to be given, and a C++ compiler has
+        for built_in in (
+            cuda._FIXED_WIDTH,
+            cuda._LIMITS,
+            cuda._SHORT,
+        ):  # what NVRTC has to be given, and a C++ compiler has
             code = code.replace(built_in, "")
         try:
             self._library = self._library or compile_library(
@@ -71,7 +75,9 @@ class _Function:
         packed = [pack(a) for a in args]
         wanted = [self._bytes(p) for p in self._signature.parameters]
         # CUDA reads as many bytes as the parameter has: what is missing is whatever lies there.
-        values = [ctypes.create_string_buffer(p.ljust(n, b"\xab"), max(n, 1)) for p, n in zip(packed, wanted, strict=True)]
+        values = [
+            ctypes.create_string_buffer(p.ljust(n, b"\xab"), max(n, 1)) for p, n in zip(packed, wanted, strict=True)
+        ]
         pointers = (ctypes.c_void_p * len(values))(*map(ctypes.addressof, values))
         geometry = (ctypes.c_uint * 6)(*(*grid, 1, 1)[:3], *(*block, 1, 1)[:3])
 
