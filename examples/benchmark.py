@@ -33,16 +33,20 @@ extern "C" __global__ void copy(const float* __restrict__ x, float* __restrict__
     if (i < n) y[i] = x[i];
 }
 extern "C" __global__ void multiply_add(float* __restrict__ x, int rounds) {
-    constexpr int CHAINS = 128;  // independent sums, that the latency of one does not count
-    float sum[CHAINS];
+    constexpr int CHAINS = 12, LANES = 16;  // independent sums, that the latency of one does not count
+    float sum[CHAINS][LANES];
     const int i = blockIdx.x * blockDim.x + threadIdx.x;
-    for (int c = 0; c < CHAINS; ++c) sum[c] = x[i] + c;
-    for (int r = 0; r < rounds; r += 4)
+    for (int c = 0; c < CHAINS; ++c)
+        for (int j = 0; j < LANES; ++j) sum[c][j] = x[i] + c * LANES + j;
+    for (int r = 0; r < rounds; ++r)
 #pragma unroll
-        for (int turn = 0; turn < 4; ++turn)
-            for (int c = 0; c < CHAINS; ++c) sum[c] = sum[c] * 0.999f + 0.001f;
-    float total = 0;
-    for (int c = 0; c < CHAINS; ++c) total += sum[c];
+        for (int c = 0; c < CHAINS; ++c)
+            for (int j = 0; j < LANES; ++j) sum[c][j] = sum[c][j] * 0.999f + 0.001f;
+    float totals[LANES] = {}, total = 0;
+#pragma unroll
+    for (int c = 0; c < CHAINS; ++c)
+        for (int j = 0; j < LANES; ++j) totals[j] += sum[c][j];
+    for (int j = 0; j < LANES; ++j) total += totals[j];
     x[i] = total;
 }
 """
@@ -68,7 +72,7 @@ def roofline(repeats: int) -> dict[str, float]:
     copy, multiply_add = (mr.RawKernel(ROOFLINE, name) for name in ("copy", "multiply_add"))
     copying = [seconds(lambda: copy((n // 256,), (256,), (x, y, n))) for _ in range(repeats)]
     adding = [seconds(lambda: multiply_add((threads // 64,), (64,), (x, rounds))) for _ in range(repeats)]
-    return {"gb_per_s": 8 * n / min(copying) / 1e9, "gflop_per_s": 2 * 128 * threads * rounds / min(adding) / 1e9}
+    return {"gb_per_s": 8 * n / min(copying) / 1e9, "gflop_per_s": 2 * 192 * threads * rounds / min(adding) / 1e9}
 
 
 def forward_and_backward(x: mr.Tensor, w: mr.Tensor, dy: mr.Tensor, stride: int, algorithm: str) -> None:
@@ -149,15 +153,18 @@ def kernels_of_the_tour(batch: int) -> tuple[list[Callable[[], None]], dict[str,
     ]
     n, convolution = batch * 16 * 32 * 32, 2 * batch * 16 * 16 * 9 * 32 * 32
     element = {"relu_forward": 1, "relu_backward": 1, "add_forward": 1, "im2col": 0, "col2im": 9}
-    element |= {"batchnorm_chunk_statistics": 4, "batchnorm_forward": 3, "batchnorm_relu_forward": 4}
-    element |= {"batchnorm_backward_chunk_sums": 4, "batchnorm_backward": 5}
+    run = mr.tiles.table().run
+    element |= {f"batchnorm_chunk_statistics<{run}>": 4, f"batchnorm_forward<{run}, false, false>": 3}
+    element |= {f"batchnorm_forward<{run}, true, false>": 4, f"batchnorm_chunk_sums<{run}, true, false>": 5}
+    element |= {f"batchnorm_backward<{run}, true>": 6}
     flops = {name: k * n for name, k in element.items()}
-    flops |= {"sgd_step": 6 * 269_722, "avgpool_forward": batch * 64 * 64, "avgpool_backward": batch * 64 * 64}
+    flops |= {mr.tiles.sgd(59, 36_864)[0]: 6 * 269_722, "avgpool_forward": batch * 64 * 64, "avgpool_backward": batch * 64 * 64}
     flops |= {"augment": 3 * batch * 3 * 32 * 32, "cross_entropy_forward": 6 * 10 * batch}
-    products = ["gemm_tiled<false, false>"] + [
-        f"gemm_blocked<16, 256, 8, 16, {kind}>" for kind in ("false, false", "true, false", "false, true")
-    ]
-    return runs, flops | dict.fromkeys([*products, "conv3x3<16, 32, 1, 1>", "conv3x3_weight<32, 1>"], convolution)
+    products = ["gemm_tiled<false, false>"]
+    for kind, (m, columns) in {"nn": (16, 1024), "tn": (144, 1024), "nt": (16, 144)}.items():
+        products.append(mr.tiles.gemm(kind, m, columns, batch)[0])
+    products += [mr.tiles.conv(1, turned, batch, 16, 32, 32)[0] for turned in (False, True)]
+    return runs, flops | dict.fromkeys([*products, mr.tiles.weight(1, 32)[0]], convolution)
 
 
 def places_on_the_roofline(batch: int, repeats: int, peak: dict[str, float]) -> list[dict]:

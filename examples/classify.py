@@ -28,12 +28,34 @@ def read_picture(path: str) -> np.ndarray:
     """The middle square of a picture as (3, 32, 32) uint8. Raises ValueError where it cannot be read."""
     try:
         with Image.open(path) as picture:
-            upright = ImageOps.exif_transpose(picture).convert("RGB")
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # SyntaxError: Pillow's for broken PNGs
+            upright = to_rgb(ImageOps.exif_transpose(picture))
+    except (OSError, SyntaxError, Image.DecompressionBombError, ValueError) as error:  # SyntaxError: for broken PNGs
         reason = getattr(error, "strerror", None) or error
         raise ValueError(f"cannot read the picture {path}: {reason}") from None
     square = ImageOps.fit(upright, (32, 32), Image.Resampling.LANCZOS)
     return np.ascontiguousarray(np.asarray(square).transpose(2, 0, 1))
+
+
+def to_rgb(picture: Image.Image) -> Image.Image:
+    """8 bits of red, green and blue; behind what is transparent, white. Raises ValueError where values cannot be told.
+
+    Integers of more than 8 bits are taken to fill 16; floating-point values lie in 0 .. 1 or in 0 .. 255.
+    """
+    if picture.mode.startswith("I") or picture.mode == "F":
+        values = np.asarray(picture).astype(np.float64)
+        least, most = (values.min(), values.max()) if np.isfinite(values).all() else (-np.inf, np.inf)
+        limit = 255 if picture.mode == "F" else 65535
+        if least < 0 or most > limit:
+            raise ValueError(f"its values, {least:g} to {most:g}, do not lie in 0 .. {limit}")
+        scale = 1 / 257 if limit == 65535 else 255 if most <= 1 else 1
+        return Image.fromarray(np.rint(values * scale).astype(np.uint8)).convert("RGB")
+    if picture.mode in ("RGBA", "RGBa", "LA", "La", "PA") or "transparency" in picture.info:
+        straight = picture.convert("RGBA")
+        white = Image.new("RGBA", straight.size, "white")
+        return Image.alpha_composite(white, straight).convert("RGB")
+    if picture.mode not in ("1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr", "LAB", "HSV"):
+        raise ValueError(f"its mode, {picture.mode}, is not known here")
+    return picture.convert("RGB")
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:

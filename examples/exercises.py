@@ -1,4 +1,5 @@
-"""Check your answers to the exercises of kernels/README.md: the results, and what the sanitizer says of them.
+"""Check your answers to the exercises of kernels/README.md: the results, and what the sanitizer says of them; of those that
+are about speed, also whether a GPU would have to fetch more than it needs.
 
     cp examples/exercises.cu mine.cu                          a copy to write into
     python examples/exercises.py mine.cu                      all exercises
@@ -131,6 +132,8 @@ EXERCISES: dict[str, Callable[[np.random.Generator], Case]] = {
     )
 }
 IN_SHARED_MEMORY = "block_max", "layer_norm", "transpose", "depthwise3x3"
+FOR_SPEED = "block_max", "transpose", "depthwise3x3"  # their accesses are counted too
+ENOUGH = 1.1  # times the least
 
 
 def check(code: str, name: str) -> str | None:
@@ -154,6 +157,21 @@ def check(code: str, name: str) -> str | None:
     return None
 
 
+def waste(code: str, name: str) -> str | None:
+    """Where a kernel that is right touches more sectors or wavefronts than a tenth above the least; None: nowhere."""
+    case, now = EXERCISES[name](np.random.default_rng(0)), mr.device.current()
+    with mr.counters(None) as counted:
+        mr.RawKernel(code, name)(case.grid, case.block, tuple(_to_device(now, a) for a in case.args))
+    (launch,) = counted.launches
+    for space, what in (("global", "sectors"), ("shared", "wavefronts")):
+        total = launch.total(space)
+        much, least = getattr(total, what), getattr(total, f"{what}_least")
+        if much > ENOUGH * least:
+            worst = max(launch.accesses, key=lambda a: getattr(a, what) - getattr(a, f"{what}_least"))
+            return f"{much} {what} where {least} would do, most of them too many at line {worst.line}: a {worst.kind}"
+    return None
+
+
 def _to_device(now, argument):
     if isinstance(argument, tuple):
         return now.empty(argument, np.float32)
@@ -169,10 +187,14 @@ def main() -> None:
     if unknown := [name for name in names if name not in EXERCISES]:
         parser.error(f"there is no exercise {unknown[0]!r}; there are {', '.join(EXERCISES)}")
     mr.set_device("cpu")
-    code = Path(arguments.file).read_text()
+    code = Path(arguments.file).read_text(encoding="utf-8-sig")
     verdicts = {name: check(code, name) for name in names}
     for name, wrong in verdicts.items():
-        print(f"{name:22}{'right' if wrong is None else f'not yet: {wrong}'}")
+        if wrong is None and name in FOR_SPEED:
+            much = waste(code, name)
+            print(f"{name:22}right, and {'as few accesses as can be' if much is None else f'on a GPU slow: {much}'}")
+        else:
+            print(f"{name:22}{'right' if wrong is None else f'not yet: {wrong}'}")
     sys.exit(any(verdicts.values()))
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 import minires as mr
+from minires.watch import occupancy
 
 SOURCE = Path(__file__).with_suffix(".cu")
 STEPS = {  # name: (rows and columns of C a block, threads of a block, whether rows run along x)
@@ -31,6 +32,24 @@ def multiply(name: str, a: Any, b: Any, c: Any) -> None:
     grid = -(-n // columns), -(-m // rows)
     kernel = mr.RawKernel(SOURCE.read_text(), name)
     kernel(grid[::-1] if rows_along_x else grid, block, (a, b, c, m, n, k))
+
+
+def counts(name: str, size: int) -> str:
+    """What a GPU would do: accesses of a warp for 32 multiply-adds of it, sectors and wavefronts for them, resident warps."""
+    now = mr.device.current()
+    a, b, c = (now.to_device(np.ones((size, size), np.float32)) for _ in range(3))
+    with mr.counters() as counted:
+        multiply(name, a, b, c)
+    (launch,) = counted.launches
+    work = size**3 / 32 * launch.blocks_counted / launch.blocks
+    of_global, of_shared = launch.total("global"), launch.total("shared")
+    cells = [(of_global.requests + of_shared.requests) / work, of_global.sectors / work, of_shared.wavefronts / work]
+    text = "".join(f" {value:.2f} |" for value in cells)
+    if occupancy.has_nvrtc():
+        gpu = occupancy.GPUS["H100"]
+        used = occupancy.resources(launch.code, (name,), gpu.architecture, np.dtype(np.float32))[name]
+        return f"{text} {occupancy.warps_by_resources(gpu, used, launch.threads)} |"
+    return f"{text} |"
 
 
 def main() -> None:
@@ -54,13 +73,20 @@ def main() -> None:
                 raise SystemExit(f"error: {name} is wrong by {error}")
 
     print(f"{size} x {size} matrices, {mr.describe_device()}; medians of {arguments.repeats} runs\n")
-    print(f"| step | GFLOP/s | times the step before | of {library}'s |\n| --- | --- | --- | --- |")
+    head = f"| step | GFLOP/s | times the step before | of {library}'s |"
+    if now.name == "cpu":
+        head += " accesses | sectors | wavefronts | warps |"
+    print(f"{head}\n{'| --- ' * (head.count('|') - 1)}|")
     speeds = {name: 2 * size**3 / statistics.median(values[1:]) / 1e9 for name, values in times.items()}
     before = None
     for name, speed in speeds.items():
         gain = f"{speed / before:.2f}" if before and name in STEPS else ""
-        print(f"| {name} | {speed:.2f} | {gain} | {speed / [*speeds.values()][-1]:.1%} |")
+        row = f"| {name} | {speed:.2f} | {gain} | {speed / [*speeds.values()][-1]:.1%} |"
+        print(row + (counts(name, min(size, 256)) if now.name == "cpu" and name in STEPS else ""))
         before = speed
+    if now.name == "cpu":
+        print("\nThe last four are of a GPU, by counting and not by measurement: accesses of a warp, sectors of global memory")
+        print("and wavefronts of shared memory for 32 multiply-adds; and how many warps fit an H100's multiprocessor.")
 
 
 if __name__ == "__main__":

@@ -28,9 +28,11 @@ from typing import Any
 import numpy as np
 import pictures
 from evaluate import logits_of
-from tqdm import tqdm
+from filelock import FileLock, Timeout
+from tqdm.auto import tqdm
 
 import minires as mr
+from minires.download import wants_bar
 
 PAPER_STEPS = 64_000  # K. He et al. 2015, section 4.2
 FAST_EPOCHS = {"cuda": 30, "cpu": 5}
@@ -45,7 +47,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--dataset", choices=("auto", "cifar10", "synthetic"), default="auto", help="auto: CIFAR-10 if it can be had")
-    add("--data-dir", default=os.environ.get("MINIRES_DATA", "data"), help="holds cifar-10-batches-bin/, or will")
+    add("--data-dir", default=os.environ.get("MINIRES_DATA"), help="holds CIFAR-10, or will (default: data)")
     add("--device", choices=("auto", "cuda", "cpu"), default="auto")
     add("--depth", type=int, default=20, help="6 n + 2 layers")
     add("--shortcut", choices=("A", "B"), default="A", help="option A has no parameters, B is a 1x1 convolution")
@@ -59,6 +61,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--checkpoint-minutes", type=float, default=10, help="between two checkpoints inside an epoch")
     add("--profile", action="store_true", help="first show where the time of three batches goes")
     add("--verify", action="store_true", help="check the SHA-256 of the data's files, not only their size")
+    add("--no-progress", action="store_true", help="a line a minute in place of the bar, as in a file")
     add("--out", help="a new folder for the results (default: runs/<name>)")
     add("--resume", metavar="RUN", help="the folder of a run to go on with, with its options unless given anew")
     return parser
@@ -93,12 +96,15 @@ def flag(name: str) -> str:
 
 
 def load_data(arguments: argparse.Namespace) -> mr.cifar.Dataset:
+    """CIFAR-10, or the built-in images for whoever named nothing and cannot fetch it. Raises DataError."""
+    named = arguments.data_dir is not None
+    arguments.data_dir = str(Path(arguments.data_dir or "data").resolve())
     if arguments.dataset != "synthetic":
         try:
             data = mr.cifar.load(arguments.data_dir, verify=arguments.verify)
             return data.first(arguments.train_size, arguments.test_size)
         except mr.cifar.DataError as error:
-            if arguments.dataset == "cifar10":
+            if arguments.dataset == "cifar10" or named or isinstance(error, mr.cifar.DamagedError):
                 raise mr.cifar.DataError(
                     f"{error}; give the folder that holds {mr.cifar.FOLDER} with --data-dir, or train on the built-in "
                     "images with --dataset synthetic"
@@ -170,6 +176,7 @@ class Run:
     progress: Progress = field(default_factory=Progress)
     saved_at: float = field(default_factory=time.monotonic)
     saved: str = "there is no checkpoint yet"
+    has_bar: bool = True
 
     def __post_init__(self) -> None:
         self.step, self.test = mr.graph(self._step), mr.graph(self._test)
@@ -280,8 +287,8 @@ def train_epoch(run: Run, loader: mr.cifar.Loader, steps: int, stop: StopRequest
     first, first_images = progress.step, mean.images
     seconds_unread = 0.5 if mr.get_device() == "cuda" else 0  # reading waits for a GPU
     run.begin(mean)
-    read_at = began
-    with tqdm(total=steps, initial=first, desc=f"epoch {loader.epoch + 1}", unit="step", leave=False) as bar:
+    name, read_at, told_at = f"epoch {loader.epoch + 1}", began, began
+    with tqdm(total=steps, initial=first, desc=name, unit="step", leave=False, disable=not run.has_bar) as bar:
         for x, labels in itertools.islice(loader, first, steps):
             run.step(x, labels)
             run.schedule.step()
@@ -296,6 +303,9 @@ def train_epoch(run: Run, loader: mr.cifar.Loader, steps: int, stop: StopRequest
                 rate = (mean.images - first_images) / (now - began)
                 text = f"loss {mean.loss:.3f}, accuracy {mean.accuracy:.1%}, {rate:.0f} images/s"
                 bar.set_postfix_str(text, refresh=False)
+                if not run.has_bar and now - told_at >= 60:
+                    print(f"{name}, step {progress.step} of {steps}: {text}", flush=True)
+                    told_at = now
             bar.update()
             if done == 1:
                 began_second = now  # the first step may have compiled the kernels
@@ -404,12 +414,19 @@ def main() -> None:
     mr.manual_seed(arguments.seed)
     net = mr.resnet.resnet(arguments.depth, shortcut=arguments.shortcut)
     data = load_data(arguments)
-    arguments.dataset, arguments.data_dir = data.name, str(Path(arguments.data_dir).resolve())
+    arguments.dataset = data.name
     train = mr.cifar.Loader(data.train, arguments.batch_size, train=True, seed=arguments.seed)
     test = mr.cifar.Loader(data.test, arguments.batch_size, train=False)
     optimizer, schedule, steps = make_optimizer(arguments, net, len(train))
-    options = {k: v for k, v in vars(arguments).items() if k not in ("out", "resume", "profile", "verify")}
-    run = Run(options, output_folder(arguments), net, optimizer, schedule, steps)
+    options = {k: v for k, v in vars(arguments).items() if k not in ("out", "resume", "profile", "verify", "no_progress")}
+    out = output_folder(arguments)
+    lock = FileLock(out / ".lock")
+    try:
+        lock.acquire(timeout=0)  # the system takes it back when the process ends, however that is
+    except Timeout:
+        raise FileExistsError(f"another run is writing to {out}: wait for its end, or give another --out") from None
+    run = Run(options, out, net, optimizer, schedule, steps)
+    run.has_bar = wants_bar() and not arguments.no_progress
     if arguments.resume:
         run.restore()
         schedule.go_to(min(run.progress.epoch * len(train) + run.progress.step, steps))

@@ -16,7 +16,7 @@ Names are PyTorch's. The kernels run on an NVIDIA GPU or, compiled by a C++ comp
     graph, RawKernel                 a training step as one CUDA graph; a kernel of your own
 """
 
-from . import checkpoint, cifar, functional, nn, optim, resnet
+from . import checkpoint, cifar, functional, nn, optim, resnet, tiles
 from .device import DeviceError, RawKernel, describe_device, get_device, set_device
 from .gradcheck import GradcheckError, gradcheck
 from .graph import graph
@@ -47,5 +47,6 @@ __all__ = [
     "resnet",
     "sanitize",
     "set_device",
+    "tiles",
 ]
 __version__ = "0.1.0"

@@ -46,16 +46,22 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 
 def load(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """The arrays and the metadata of a safetensors file, from minires, PyTorch or elsewhere.
+    """The arrays and the metadata of a safetensors file, from minires, PyTorch or elsewhere; bfloat16 becomes float32.
 
-    Raises CheckpointError where it cannot be read, is cut off, or is not what save() wrote.
+    Raises CheckpointError where it cannot be read, is cut off, is a pickle, or is not what save() wrote.
     """
-    from safetensors import SafetensorError, safe_open
+    from safetensors import SafetensorError, deserialize
 
     try:
-        with safe_open(path, framework="numpy") as file:
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            metadata = dict(file.metadata() or {})
+        data = Path(path).read_bytes()
+        if data[:2] in _PICKLE:
+            raise CheckpointError(
+                f"{path} is a pickle, which can run any code when it is read; convert it once, where PyTorch is: python -c "
+                f"\"import torch, safetensors.torch as s; d = torch.load('{path}', weights_only=True); "
+                f"s.save_file(d.get('state_dict', d), '{Path(path).with_suffix('.safetensors')}')\""
+            )
+        arrays = {name: _array(**tensor) for name, tensor in deserialize(data)}
+        metadata = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")]).get("__metadata__", {})
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from None
     except SafetensorError as error:
@@ -64,6 +70,18 @@ def load(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     if digest is not None and digest != _digest(arrays, metadata):
         raise CheckpointError(f"{path} is damaged: its contents do not have the SHA-256 that it states")
     return arrays, metadata
+
+
+_PICKLE = b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"  # what PyTorch and Python write
+_DTYPES = {"F64": "f8", "F32": "f4", "F16": "f2", "BF16": "u2", "BOOL": "?", "I8": "i1", "U8": "u1", "I16": "i2"}
+_DTYPES |= {"U16": "u2", "I32": "i4", "U32": "u4", "I64": "i8", "U64": "u8"}
+
+
+def _array(dtype: str, shape: list[int], data: bytes) -> np.ndarray:
+    if dtype not in _DTYPES:
+        raise CheckpointError(f"its arrays are of the type {dtype}, which NumPy has not")
+    array = np.frombuffer(data, _DTYPES[dtype]).reshape(shape)
+    return (array.astype(np.uint32) << 16).view(np.float32) if dtype == "BF16" else array
 
 
 def _digest(arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> str:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import hashlib
+import io
 import os
+import pickle
 import shutil
 import tarfile
 import tempfile
@@ -35,6 +38,15 @@ FILE_SHA256 = {
     "data_batch_5.bin": "755304fc0b379caeae8c14f0dac912fbc7d6cd469eb67a1029a08a39453a9add",
     "test_batch.bin": "8e2eb146ae340b09e24670f29cabc6326dba54da8789dab6768acf480273f65b",
 }
+PYTHON_FOLDER = "cifar-10-batches-py"
+PYTHON_MD5 = {  # published with the Python version
+    "data_batch_1": "c99cafc152244af753f735de768cd75f",
+    "data_batch_2": "d4bba439e000b95fd0a9bffe97cbabec",
+    "data_batch_3": "54ebc095f3ab1f0389bbae665268c751",
+    "data_batch_4": "634d18415352ddfa80567beed471001a",
+    "data_batch_5": "482c414d41f54cd18b22e5b47cb7c3cb",
+    "test_batch": "40351d587109b95175f43aff81a1287e",
+}
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 SYNTHETIC_CLASSES = ("rows", "columns", "checks", "disc", "ring", "square", "frame", "plus", "cross", "triangle")
 MEAN = (0.4914, 0.4822, 0.4465)  # of the training images' channels, in 0 .. 1
@@ -45,6 +57,10 @@ FILE_RECORDS = 10_000
 
 class DataError(RuntimeError):
     """A data set is not there, could not be fetched, or is damaged."""
+
+
+class DamagedError(DataError):
+    """Files of a data set are there, but damaged, or not all of them."""
 
 
 @dataclass(frozen=True)
@@ -80,22 +96,93 @@ class Dataset:
 
 
 def load(data_dir: str | Path, download: bool = True, verify: bool = False) -> Dataset:
-    """CIFAR-10 from `<data_dir>/cifar-10-batches-bin/`, fetched first where it is not there.
+    """CIFAR-10 from what of it lies in `data_dir`, fetched first where nothing does.
 
-    The files' size is checked always, their SHA-256 too with `verify`. Raises DataError where they cannot be fetched,
-    or one is unreadable, truncated, holds a label over 9 or is another than the official one.
+    That is `cifar-10-batches-bin/`, or else `cifar-10-batches-py/`, or one of the archives `cifar-10-binary.tar.gz` and
+    `cifar-10-python.tar.gz`. Sizes and labels are checked always, the SHA-256 of the binary files with `verify`, the
+    published MD5 of the Python version's files always, before they are opened. Raises DamagedError where a file is
+    unreadable, truncated, missing among others, or another than the official one; DataError where none is there and
+    none can be fetched.
     """
-    folder = Path(data_dir) / FOLDER
+    root, folder = Path(data_dir), Path(data_dir) / FOLDER
+    if not _is_there(folder) and folder.is_dir() and (missing := _missing(folder)) != [*TRAIN_FILES, *TEST_FILES]:
+        raise DamagedError(f"{folder} lacks {', '.join(missing)}: add what is missing, or delete the rest to fetch it again")
+    if not _is_there(folder) and (python := _python_version(root)):
+        return _load_python(python)
     if not _is_there(folder):
-        if not download:
+        archive = root / "cifar-10-binary.tar.gz"
+        if archive.exists():
+            _unpack(archive, root)
+        elif not download:
             raise DataError(f"CIFAR-10 is not in {folder}")
-        fetch(Path(data_dir))
+        else:
+            fetch(root)
     train, test = (_read_split([folder / name for name in names], verify) for names in (TRAIN_FILES, TEST_FILES))
     return Dataset("cifar10", train, test, CLASSES)
 
 
 def _is_there(folder: Path) -> bool:
-    return all((folder / name).exists() for name in TRAIN_FILES + TEST_FILES)
+    return not _missing(folder)
+
+
+def _missing(folder: Path) -> list[str]:
+    return [name for name in TRAIN_FILES + TEST_FILES if not (folder / name).exists()]
+
+
+def _unpack(archive: Path, root: Path) -> None:
+    """The user's own archive, checked and left as it is."""
+    if (digest := hashlib.sha256(archive.read_bytes()).hexdigest()) != SHA256:
+        raise DamagedError(f"{archive} has the SHA-256 {digest} instead of {SHA256}: it is not the official one")
+    with FileLock(root / ".cifar-10.lock"):
+        if not _is_there(root / FOLDER):
+            _put_in_place(archive, root)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The Python version: the same images in pickles, which are opened only when they are the published ones
+
+
+class _Unpickler(pickle.Unpickler):
+    """Nothing but NumPy arrays and what is built in: no other code can be called."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        from numpy._core import multiarray  # of NumPy 2; the pickles say numpy.core, its name before
+
+        allowed = {"_reconstruct": multiarray._reconstruct, "ndarray": np.ndarray, "dtype": np.dtype}
+        if module.startswith("numpy") and name in allowed:
+            return allowed[name]
+        if (module, name) == ("_codecs", "encode"):
+            return codecs.encode
+        raise DamagedError(f"a file of CIFAR-10 wants {module}.{name}, which no data need: it is not opened")
+
+
+def _python_version(root: Path) -> dict[str, bytes] | None:
+    """The files of the Python version, from their folder or archive; None where neither is there."""
+    folder, archive = root / PYTHON_FOLDER, root / "cifar-10-python.tar.gz"
+    if folder.is_dir():
+        missing = [name for name in PYTHON_MD5 if not (folder / name).exists()]
+        if missing:
+            raise DamagedError(f"{folder} lacks {', '.join(missing)}: add what is missing, or delete the rest")
+        return {str(folder / name): (folder / name).read_bytes() for name in PYTHON_MD5}
+    if not archive.exists():
+        return None
+    try:
+        with tarfile.open(archive, "r:gz") as tar:
+            return {f"{archive}: {name}": tar.extractfile(f"{PYTHON_FOLDER}/{name}").read() for name in PYTHON_MD5}
+    except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile, KeyError, AttributeError) as error:
+        raise DamagedError(f"{archive} is not the official archive of CIFAR-10: {error}") from None
+
+
+def _load_python(files: dict[str, bytes]) -> Dataset:
+    splits = []
+    for (path, data), (name, expected) in zip(files.items(), PYTHON_MD5.items(), strict=True):
+        if (digest := hashlib.md5(data, usedforsecurity=False).hexdigest()) != expected:
+            raise DamagedError(f"{path} has the MD5 {digest} instead of {expected}: {name} is not the official one")
+        content = _Unpickler(io.BytesIO(data), encoding="bytes").load()
+        records = np.column_stack([np.array(content[b"labels"], np.uint8), content[b"data"]])
+        splits.append(parse(records.tobytes(), path))
+    train = Split(*(np.concatenate([getattr(s, part) for s in splits[:-1]]) for part in ("images", "labels")))
+    return Dataset("cifar10", train, splits[-1], CLASSES)
 
 
 def _read_split(paths: list[Path], verify: bool) -> Split:
@@ -107,13 +194,13 @@ def _read_file(path: Path, verify: bool) -> bytes:
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror}") from None
+        raise DamagedError(f"cannot read {path}: {error.strerror}") from None
     if len(data) != FILE_RECORDS * RECORD_BYTES:
-        raise DataError(
+        raise DamagedError(
             f"{path} has {len(data)} bytes instead of {FILE_RECORDS * RECORD_BYTES}: delete it to fetch it again"
         )
     if verify and (digest := hashlib.sha256(data).hexdigest()) != FILE_SHA256[path.name]:
-        raise DataError(
+        raise DamagedError(
             f"{path} has the SHA-256 {digest} instead of {FILE_SHA256[path.name]}: delete it to fetch it again"
         )
     return data
@@ -125,12 +212,12 @@ def parse(data: bytes, source: str = "data") -> Split:
     Raises DataError for a length that is no multiple of a record, or a label over 9.
     """
     if len(data) == 0 or len(data) % RECORD_BYTES:
-        raise DataError(f"{source} has {len(data)} bytes, not a positive multiple of {RECORD_BYTES}: it is truncated")
+        raise DamagedError(f"{source} has {len(data)} bytes, not a positive multiple of {RECORD_BYTES}: it is truncated")
     records = np.frombuffer(data, np.uint8).reshape(-1, RECORD_BYTES)
     labels = records[:, 0].astype(np.int32)
     if labels.max() > 9:
         index = int(np.argmax(labels > 9))
-        raise DataError(
+        raise DamagedError(
             f"{source} has the label {labels[index]} in record {index}, but labels are 0 .. 9: it is damaged"
         )
     return Split(np.ascontiguousarray(records[:, 1:]).reshape(-1, 3, 32, 32), labels)
@@ -154,25 +241,23 @@ def fetch(data_dir: Path) -> None:
             if _is_there(data_dir / FOLDER):
                 return
             download(url, archive, ARCHIVE_BYTES, SHA256)
-            with tempfile.TemporaryDirectory(dir=data_dir, prefix=".extract-") as temporary:
-                _extract(archive, Path(temporary))
-                (data_dir / FOLDER).mkdir(exist_ok=True)
-                for name in TRAIN_FILES + TEST_FILES:
-                    os.replace(Path(temporary) / name, data_dir / FOLDER / name)
-            archive.unlink()
+            try:
+                _put_in_place(archive, data_dir)
+            finally:
+                archive.unlink()  # an odd one too
     except DownloadError as error:
         raise DataError(str(error)) from None
     except OSError as error:
         raise DataError(f"cannot store CIFAR-10 in {data_dir}: {error}") from None
 
 
-def _extract(archive: Path, destination: Path) -> None:
-    """The expected files, and nothing else, out of the archive. Raises DataError, and deletes it, if it is odd."""
-    try:
-        _extract_expected(archive, destination)
-    except DataError:
-        archive.unlink()
-        raise
+def _put_in_place(archive: Path, data_dir: Path) -> None:
+    """The expected files, each whole, and nothing else, out of the archive. Raises DataError if it is odd."""
+    with tempfile.TemporaryDirectory(dir=data_dir, prefix=".extract-") as temporary:
+        _extract_expected(archive, Path(temporary))
+        (data_dir / FOLDER).mkdir(exist_ok=True)
+        for name in TRAIN_FILES + TEST_FILES:
+            os.replace(Path(temporary) / name, data_dir / FOLDER / name)
 
 
 def _extract_expected(archive: Path, destination: Path) -> None:

@@ -24,10 +24,10 @@ def download(url: str, path: Path, size: int, sha256: str) -> None:
     for what is missing. Raises DownloadError, in a sentence, where that brings nothing, the server refuses, or the
     bytes are others than expected: those are deleted. What is good so far stays. OSError where it cannot be stored.
     """
-    from tqdm import tqdm
+    from tqdm.auto import tqdm
 
     failures, best = 0, _length(path)
-    with tqdm(total=size, initial=best, unit="B", unit_scale=True, desc=path.name, leave=False) as bar:
+    with tqdm(total=size, initial=best, unit="B", unit_scale=True, desc=path.name, leave=False, disable=not wants_bar()) as bar:
         while _length(path) < size:
             reason = _attempt(url, path, size, bar)
             if reason is None:
@@ -46,6 +46,13 @@ def download(url: str, path: Path, size: int, sha256: str) -> None:
         raise DownloadError(
             f"what {url} sent, {length} bytes, has the SHA-256 {digest} instead of {sha256}: it was deleted"
         )
+
+
+def wants_bar() -> bool:
+    """Whether a progress bar has somebody to look at it: a terminal, or a notebook; in a file each refresh is a line."""
+    from tqdm.auto import tqdm
+
+    return sys.stderr.isatty() or "tqdm_notebook" in [base.__name__ for base in tqdm.__mro__]
 
 
 def _length(path: Path) -> int:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from . import device, tiles
-from .tensor import Tensor, add_arrays, note_used, record
+from .tensor import Tensor, add_arrays, check_range, note_used, record
 
 __all__ = [
     "add",
@@ -85,12 +85,6 @@ def _check_rank(operation: str, name: str, tensor: Tensor, axes: str) -> None:
 def _check_shape(operation: str, name: str, tensor: Tensor | None, shape: tuple[int, ...], why: str) -> None:
     if tensor is not None and tensor.shape != shape:
         raise ValueError(f"{operation}: {name} must have the shape {shape} {why}, got {tensor.shape}")
-
-
-def _check_range(operation: str, name: str, value: float, least: float, most: float = math.inf) -> None:
-    if not (least <= value <= most and math.isfinite(value)):
-        words = f"in {least} .. {most}" if math.isfinite(most) else f"finite and at least {least}"
-        raise ValueError(f"{operation}: {name} must be {words}, got {value}")
 
 
 def _pair(operation: str, name: str, value: int | tuple[int, int], least: int) -> tuple[int, int]:
@@ -313,8 +307,8 @@ class _BatchNorm:
             _check_shape(operation, name, tensor, (c,), f"for x of shape {x.shape}")
         if training and n * p == 1:
             raise ValueError(f"{operation}: training needs more than one value a channel, x has the shape {x.shape}")
-        _check_range(operation, "momentum", momentum, 0, 1)
-        _check_range(operation, "eps", eps, 0)
+        check_range(operation, "momentum", momentum, 0, 1)
+        check_range(operation, "eps", eps, 0)
         self.x, self.training, self.momentum, self.eps = x, training, momentum, eps
         table = tiles.table()
         # A chunk is as many images as a block adds up at most, fewer where the grid wants more blocks.
@@ -373,7 +367,7 @@ def batch_norm(
     x is (N, C, H, W); the others are (C,). In training the batch's mean and biased variance normalise, and
     running_mean and running_var are updated in place: running = (1 - momentum) running + momentum batch, the variance
     unbiased. In evaluation the running ones normalise. Raises ValueError or TypeError where shapes or dtypes do not
-    fit, or a channel has one value in training. Formula: torch.nn.functional.batch_norm.
+    fit, a channel has one value in training, momentum is outside of 0 .. 1, or eps is negative or not finite. Formula: torch.nn.functional.batch_norm.
     """
     bn = _BatchNorm("batch_norm", x, running_mean, running_var, weight, bias, training, momentum, eps)
     return record("batch_norm", bn.forward(_PLAIN), (x, weight, bias), lambda dy: bn.backward(_PLAIN, dy))
@@ -474,7 +468,7 @@ def avg_pool2d(
     stride = kernel if stride is None else _pair("avg_pool2d", "stride", stride, 1)
     padding = _pair("avg_pool2d", "padding", padding, 0)
     if padding[0] * 2 > kernel[0] or padding[1] * 2 > kernel[1]:
-        raise ValueError(f"avg_pool2d: padding {padding} is more than half of the window {kernel}")
+        raise ValueError(f"avg_pool2d: padding {padding} is more than half of the window {kernel}, which PyTorch does not allow either")
     n, c, h, w = x.shape
     oh, ow = _output_size("avg_pool2d", (h, w), kernel, stride, padding)
     geometry = (h, w, *kernel, oh, ow, *stride, *padding)
@@ -509,8 +503,7 @@ def cross_entropy(logits: Tensor, target: Any, label_smoothing: float = 0.0) -> 
     """
     _check_tensors("cross_entropy", logits=logits)
     _check_rank("cross_entropy", "logits", logits, "N, C")
-    if not 0 <= label_smoothing <= 1:
-        raise ValueError(f"cross_entropy: label_smoothing must lie in 0 .. 1, got {label_smoothing}")
+    check_range("cross_entropy", "label_smoothing", label_smoothing, 0, 1)
     (n, c), labels = logits.shape, _labels("cross_entropy", logits, target)
     losses, loss = _empty((n,), logits.data), _empty((), logits.data)
     _launch_elements("cross_entropy_forward", n, logits.data, labels, losses, n, c, label_smoothing)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from .tensor import Tensor, no_grad
+from .tensor import Tensor, check_range, no_grad
 
 
 class GradcheckError(AssertionError):
@@ -28,8 +28,11 @@ def gradcheck(
     |analytic - numerical| <= atol + rtol * (the largest |numerical| of its tensor).
 
     Returns the largest error relative to its tensor's largest gradient. Raises GradcheckError with the worst element's
-    name, index and both values; TypeError where an input is not float64.
+    name, index and both values; TypeError where an input is not float64; ValueError where eps or atol is not above 0.
     """
+    check_range("gradcheck", "eps", eps, np.finfo(float).tiny)
+    check_range("gradcheck", "rtol", rtol, 0)
+    check_range("gradcheck", "atol", atol, np.finfo(float).tiny)
     named = dict(inputs) if isinstance(inputs, Mapping) else {f"input {i}": t for i, t in enumerate(inputs)}
     arguments = () if isinstance(inputs, Mapping) else tuple(inputs)
     for name, tensor in named.items():

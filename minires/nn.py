@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from . import device, functional
-from .tensor import Tensor
+from .tensor import Tensor, check_range
 
 _rng = np.random.default_rng()
 
@@ -132,11 +132,13 @@ class BatchNorm2d(Module):
     """functional.batch_norm of (N, num_features, H, W), in training mode by the batch's own statistics.
 
     To begin with, weight is 1, bias 0, the running mean 0 and the running variance 1. Raises ValueError where
-    num_features is below 1.
+    num_features is below 1, momentum outside of 0 .. 1, or eps negative or not finite.
     """
 
     def __init__(self, num_features: int, eps: float = 1e-5, momentum: float = 0.1) -> None:
         _check_sizes("BatchNorm2d", num_features=num_features)
+        check_range("BatchNorm2d", "eps", eps, 0)
+        check_range("BatchNorm2d", "momentum", momentum, 0, 1)
         self.eps, self.momentum = eps, momentum
         self.weight = Parameter(np.ones(num_features, np.float32))
         self.bias = Parameter(np.zeros(num_features, np.float32))

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from . import device, tiles
-from .tensor import Tensor, note_used
+from .tensor import Tensor, check_range, note_used
 
 
 class SGD:
@@ -32,8 +32,7 @@ class SGD:
         if not self.params:
             raise ValueError("SGD: params is empty")
         for name, value in (("lr", lr), ("momentum", momentum), ("weight_decay", weight_decay)):
-            if not (math.isfinite(value) and value >= 0):
-                raise ValueError(f"SGD: {name} must be finite and not negative, got {value}")
+            check_range("SGD", name, value, 0)
         if nesterov and momentum == 0:
             raise ValueError("SGD: nesterov needs a momentum above 0")
         self.momentum, self.weight_decay, self.nesterov = momentum, weight_decay, nesterov
@@ -43,13 +42,12 @@ class SGD:
 
     @property
     def lr(self) -> float:
-        """The learning rate of the next step. Raises ValueError where it is set to what is not finite."""
+        """The learning rate of the next step. Raises ValueError where it is set to what is negative or not finite."""
         return self._lr
 
     @lr.setter
     def lr(self, value: float) -> None:
-        if not math.isfinite(value):
-            raise ValueError(f"SGD: lr must be finite, got {value}")
+        check_range("SGD", "lr", value, 0)
         self._lr = value
         for dtype, rate in self._rates.items():
             device.current().assign_later(rate, np.full(1, value, dtype))
@@ -122,9 +120,10 @@ class Schedule:
 
 
 class MultiStepLR(Schedule):
-    """The rate times `gamma` for each of the `milestones`, step numbers, that has been reached."""
+    """The rate times `gamma`, at least 0, for each of the `milestones`, step numbers, that has been reached."""
 
     def __init__(self, optimizer: SGD, milestones: Sequence[int], gamma: float = 0.1) -> None:
+        check_range("MultiStepLR", "gamma", gamma, 0)
         self.milestones, self.gamma = list(milestones), gamma
         super().__init__(optimizer)
 
@@ -133,10 +132,11 @@ class MultiStepLR(Schedule):
 
 
 class StepLR(Schedule):
-    """The rate times `gamma` after every `step_size` steps. Raises ValueError where that is below 1."""
+    """The rate times `gamma`, at least 0, after every `step_size` steps. Raises ValueError where that is below 1."""
 
     def __init__(self, optimizer: SGD, step_size: int, gamma: float = 0.1) -> None:
         _check_steps("StepLR", "step_size", step_size)
+        check_range("StepLR", "gamma", gamma, 0)
         self.step_size, self.gamma = step_size, gamma
         super().__init__(optimizer)
 
@@ -149,6 +149,7 @@ class CosineAnnealingLR(Schedule):
 
     def __init__(self, optimizer: SGD, T_max: int, eta_min: float = 0.0) -> None:
         _check_steps("CosineAnnealingLR", "T_max", T_max)
+        check_range("CosineAnnealingLR", "eta_min", eta_min, 0)
         self.T_max, self.eta_min = T_max, eta_min
         super().__init__(optimizer)
 
@@ -159,7 +160,7 @@ class CosineAnnealingLR(Schedule):
 class OneCycleLR(Schedule):
     """From max_lr / div_factor up to max_lr in the share `pct_start` of total_steps, then down to nearly nothing.
 
-    Both ways along half a cosine; the end is max_lr / div_factor / final_div_factor. The momentum is left alone
+    pct_start lies in 0 .. 1, the factors are at least 1. Both ways along half a cosine; the end is max_lr / div_factor / final_div_factor. The momentum is left alone
     (PyTorch's cycle_momentum=False). step() raises ValueError past total_steps.
     """
 
@@ -173,6 +174,10 @@ class OneCycleLR(Schedule):
         final_div_factor: float = 1e4,
     ) -> None:
         _check_steps("OneCycleLR", "total_steps", total_steps)
+        check_range("OneCycleLR", "max_lr", max_lr, 0)
+        check_range("OneCycleLR", "pct_start", pct_start, 0, 1)
+        for name, value in (("div_factor", div_factor), ("final_div_factor", final_div_factor)):
+            check_range("OneCycleLR", name, value, 1)
         self.max_lr, self.total_steps, self.pct_start = max_lr, total_steps, pct_start
         self.initial_lr = max_lr / div_factor
         self.final_lr = self.initial_lr / final_div_factor
@@ -188,7 +193,7 @@ class OneCycleLR(Schedule):
 
 
 def _check_steps(schedule: str, name: str, steps: int) -> None:
-    if steps < 1:
+    if not steps >= 1:
         raise ValueError(f"{schedule}: {name} must be at least 1, got {steps}")
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -113,16 +114,32 @@ def resnet(depth: int, num_classes: int = 10, shortcut: str = "A") -> ResNet:
 def from_state_dict(state: Mapping[str, np.ndarray]) -> ResNet:
     """The ResNet of BasicBlocks that these weights belong to, with them: its depth, classes and shortcuts follow.
 
-    `state` is what `Module.state_dict()` or PyTorch's gives, by name. Raises ValueError where it is of another network.
+    `state` is what `Module.state_dict()` or PyTorch's gives, by name; what DataParallel (`module.`) and torch.compile
+    (`_orig_mod.`) put before all names is taken off. Raises ValueError where it is of another network.
     """
-    depth = 2 + 2 * len({tuple(name.split(".")[:2]) for name in state if name.startswith("layer")})
+    while prefix := next((p for p in ("module.", "_orig_mod.") if state and all(k.startswith(p) for k in state)), None):
+        state = {name.removeprefix(prefix): array for name, array in state.items()}
+    blocks = {tuple(name.split(".")[:2]) for name in state if re.match(r"layer\d+\.\d+\.", name)}
+    depth = max(6 * round(len(blocks) / 3) + 2, 8)
     shortcut = "B" if any(".downsample." in name for name in state) else "A"
+    classes = len(state["fc.weight"]) if np.ndim(state.get("fc.weight")) == 2 else 10
+    net = resnet(depth, classes, shortcut)
     try:
-        net = resnet(depth, len(state["fc.weight"]), shortcut)
         net.load_state_dict(state)
-    except (KeyError, ValueError) as error:
-        raise ValueError(f"from_state_dict: these are not the weights of a ResNet of BasicBlocks: {error}") from None
+    except (KeyError, ValueError):
+        shapes = {name: a.shape for name, a in net.state_dict().items()}
+        found = {k: np.shape(v) for k, v in state.items() if not k.endswith("num_batches_tracked")}
+        raise ValueError(
+            f"from_state_dict: these are not the weights of a ResNet of BasicBlocks; the nearest is ResNet-{depth}, shortcut "
+            f"{shortcut}\nexpected and not found: {_few(shapes.items() - found.items())}\n"
+            f"found and not expected: {_few(found.items() - shapes.items())}"
+        ) from None
     return net
+
+
+def _few(items: Iterable[tuple[str, tuple]]) -> str:
+    words = [f"{name} {shape}" for name, shape in sorted(items)]
+    return ", ".join(words[:3]) + (f" and {len(words) - 3} more" if len(words) > 3 else "") if words else "nothing"
 
 
 def resnet20(num_classes: int = 10, shortcut: str = "A") -> ResNet:

@@ -1,3 +1,8 @@
+import hashlib
+import os
+import pickle
+import tarfile
+
 import numpy as np
 import pytest
 
@@ -30,6 +35,83 @@ def test_damaged_files(tmp_path, small):
     write_files(tmp_path, data_batch_3=data[:-100])
     with pytest.raises(cifar.DataError, match=r"data_batch_3.bin has \d+ bytes instead of"):
         cifar.load(tmp_path)
+
+
+def test_partly_missing_files(tmp_path, small):
+    write_files(tmp_path)
+    (tmp_path / cifar.FOLDER / "data_batch_2.bin").unlink()
+    with pytest.raises(cifar.DamagedError, match="lacks data_batch_2.bin: add what is missing"):
+        cifar.load(tmp_path)
+
+
+@pytest.fixture
+def python_version(tmp_path, small, monkeypatch):
+    """A small Python version, as its pickles were made by Python 2, and its MD5s."""
+    folder, sums = tmp_path / cifar.PYTHON_FOLDER, {}
+    folder.mkdir()
+    for i, name in enumerate(cifar.PYTHON_MD5):
+        records = np.frombuffer(cifar.synthetic_records(20, i), np.uint8).reshape(-1, cifar.RECORD_BYTES)
+        content = {b"batch_label": b"x", b"labels": [int(v) for v in records[:, 0]], b"data": records[:, 1:].copy()}
+        content[b"filenames"] = [b"a.png"] * 20
+        data = pickle.dumps(content, protocol=2)
+        (folder / name).write_bytes(data)
+        sums[name] = hashlib.md5(data).hexdigest()
+    monkeypatch.setattr(cifar, "PYTHON_MD5", sums)
+    return folder
+
+
+def test_the_python_version_gives_the_same(python_version, tmp_path):
+    data = cifar.load(tmp_path, download=False)
+    for i in range(5):
+        expected = cifar.parse(cifar.synthetic_records(20, i))
+        np.testing.assert_array_equal(data.train.images[20 * i : 20 * i + 20], expected.images)
+        np.testing.assert_array_equal(data.train.labels[20 * i : 20 * i + 20], expected.labels)
+    assert (data.name, data.classes, len(data.test.labels)) == ("cifar10", cifar.CLASSES, 20)
+    archive = tmp_path / "other" / "cifar-10-python.tar.gz"
+    archive.parent.mkdir()
+    with tarfile.open(archive, "w:gz") as tar:
+        tar.add(python_version, cifar.PYTHON_FOLDER)
+    packed = cifar.load(archive.parent, download=False)
+    np.testing.assert_array_equal(packed.train.images, data.train.images)
+    archive.write_bytes(archive.read_bytes()[:500])
+    with pytest.raises(cifar.DamagedError, match="is not the official archive"):
+        cifar.load(archive.parent)
+
+
+def test_a_changed_python_file_is_not_opened(python_version, tmp_path):
+    file = python_version / "data_batch_4"
+    file.write_bytes(file.read_bytes() + b" ")
+    with pytest.raises(cifar.DamagedError, match="data_batch_4 has the MD5 .* is not the official one"):
+        cifar.load(tmp_path)
+    file.unlink()
+    with pytest.raises(cifar.DamagedError, match="lacks data_batch_4"):
+        cifar.load(tmp_path)
+
+
+def test_a_pickle_can_call_nothing(python_version, tmp_path, monkeypatch):
+    class Evil:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "made"),)
+
+    data = pickle.dumps(Evil())
+    (python_version / "test_batch").write_bytes(data)
+    monkeypatch.setitem(cifar.PYTHON_MD5, "test_batch", hashlib.md5(data).hexdigest())
+    with pytest.raises(cifar.DamagedError, match="wants posix.mkdir, which no data need"):
+        cifar.load(tmp_path)
+    assert not (tmp_path / "made").exists()
+
+
+def test_the_binary_archive_is_used_and_kept(tmp_path, small, monkeypatch):
+    write_files(tmp_path)
+    archive = tmp_path / "there" / "cifar-10-binary.tar.gz"
+    archive.parent.mkdir()
+    with tarfile.open(archive, "w:gz") as tar:
+        tar.add(tmp_path / cifar.FOLDER, cifar.FOLDER)
+    with pytest.raises(cifar.DamagedError, match="has the SHA-256 .* it is not the official one"):
+        cifar.load(archive.parent)
+    monkeypatch.setattr(cifar, "SHA256", hashlib.sha256(archive.read_bytes()).hexdigest())
+    assert len(cifar.load(archive.parent, download=False).train.labels) == 100
+    assert archive.exists()
 
 
 def test_a_label_over_nine(tmp_path, small):

@@ -54,6 +54,45 @@ def test_every_kind_of_picture_is_read(mode, kind, tmp_path):
         assert abs(pixels.astype(int).mean((1, 2)) - RED[0, 0]).max() < 3
 
 
+def of(array: np.ndarray, tmp_path: Path, name: str = "p.png", **options) -> np.ndarray:
+    """What classify.py sees of a picture with these values."""
+    Image.fromarray(array).save(tmp_path / name, **options)
+    return read_picture(str(tmp_path / name))
+
+
+GREY = np.random.default_rng(0).integers(0, 256, (32, 32)).astype(np.uint8)
+
+
+def test_more_than_8_bits_are_scaled(tmp_path):
+    expected = of(GREY, tmp_path)
+    np.testing.assert_array_equal(of(GREY.astype(np.uint16) * 257, tmp_path), expected)
+    np.testing.assert_array_equal(of(GREY.astype(np.int32) * 257, tmp_path, "p.tiff"), expected)
+    np.testing.assert_array_equal(of((GREY / 255).astype(np.float32), tmp_path, "p.tiff"), expected)
+    np.testing.assert_array_equal(of(GREY.astype(np.float32), tmp_path, "p.tiff"), expected)
+    for bad in (np.float32(-1), np.float32(300), np.float32(np.nan), np.int32(70000), np.int32(-5)):
+        with pytest.raises(ValueError, match=r"p.tiff: its values, .* do not lie in 0 .. (255|65535)"):
+            of(np.full((32, 32), bad), tmp_path, "p.tiff")
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "PA", "P", "L", "RGB"])
+def test_behind_what_is_transparent_stands_white(mode, tmp_path):
+    if mode in ("P", "L", "RGB"):  # one colour is transparent
+        Image.fromarray(np.zeros((32, 32), np.uint8)).convert(mode).save(
+            tmp_path / "p.png", transparency=(0, 0, 0) if mode == "RGB" else 0
+        )
+        assert (read_picture(str(tmp_path / "p.png")) == 255).all()
+        return
+    half = Image.fromarray(np.zeros((32, 32, 4), np.uint8))
+    half.paste((0, 0, 0, 255), (0, 0, 16, 32))
+    kind = "tiff" if mode == "PA" else "png"
+    try:
+        half.convert(mode).save(tmp_path / f"p.{kind}")
+    except (OSError, ValueError, KeyError):
+        pytest.skip(f"Pillow does not write {mode}")
+    seen = read_picture(str(tmp_path / f"p.{kind}"))
+    assert (seen[:, :, 1:15] == 0).all() and (seen[:, :, 17:] == 255).all()
+
+
 def test_the_middle_square_is_taken_upright(tmp_path):
     wide = np.zeros((64, 192, 3), np.uint8)
     wide[:, 64:128] = 255  # the middle square is white

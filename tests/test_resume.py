@@ -21,7 +21,8 @@ OPTIONS += ["--train-size", "60", "--test-size", "20"]
 # Runs the script with its further arguments, and sends itself a signal in the middle of the n-th file that is made
 # safe, half of which is lost then, or some milliseconds later.
 SIGNALLED = """
-import os, runpy, sys, threading
+import os, runpy, signal, sys, threading
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a suite in the background would pass on as ignored
 number, n, milliseconds = int(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])
 fsync, calls = os.fsync, 0
 def counted(descriptor):

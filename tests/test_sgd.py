@@ -71,7 +71,7 @@ def test_more_parameters_than_a_launch_takes(rng):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"lr": float("nan")}, "lr must be finite and not negative, got nan"),
+        ({"lr": float("nan")}, "lr must be finite and at least 0, got nan"),
         ({"lr": -1.0}, "lr must be"),
         ({"lr": 0.1, "momentum": -0.1}, "momentum must be"),
         ({"lr": 0.1, "weight_decay": float("inf")}, "weight_decay must be"),

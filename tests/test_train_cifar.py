@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,8 @@ SCRIPT = Path(__file__).resolve().parent.parent / "examples" / "train_cifar.py"
 
 
 def train(folder, *options, **environment):
-    variables = os.environ | {"MINIRES_CIFAR10_URL": "http://127.0.0.1:9/", "MINIRES_DATA": "no-data"} | environment
+    variables = {k: v for k, v in os.environ.items() if k != "MINIRES_DATA"}
+    variables |= {"MINIRES_CIFAR10_URL": "http://127.0.0.1:9/"} | environment
     command = [sys.executable, str(SCRIPT), "--depth", "8", "--device", mr.get_device(), *options]
     return subprocess.run(command, cwd=folder, env=variables, text=True, capture_output=True, check=False)
 
@@ -24,7 +26,7 @@ def test_auto_falls_back_loudly_and_writes_everything(tmp_path):
     sizes = ["--train-size", "300", "--test-size", "100", "--epochs", "2", "--batch-size", "50"]
     result = train(tmp_path, *sizes, "--profile")
     assert result.returncode == 0, result.stderr
-    assert re.search(r"^batchnorm_relu_forward +12 ", result.stdout, re.MULTILINE)  # 4 of them in 3 batches
+    assert re.search(r"^batchnorm_forward<\d+, true, false> +12 ", result.stdout, re.MULTILINE)  # 4 of them in 3 batches
     assert "CIFAR-10 IS NOT THERE: cannot fetch" in result.stdout
     assert "75,290 parameters" in result.stdout
     out = tmp_path / "runs" / "synthetic-resnet8A-fast-seed0"
@@ -59,7 +61,7 @@ def test_auto_falls_back_loudly_and_writes_everything(tmp_path):
             "cannot fetch http://127.0.0.1:9/: no connection, 4 times in a row; give the folder",
         ),
         (["--dataset", "synthetic", "--depth", "9"], "depth must be 6 n + 2"),
-        (["--dataset", "synthetic", "--lr", "nan"], "lr must be finite and not negative, got nan"),
+        (["--dataset", "synthetic", "--lr", "nan"], "lr must be finite and at least 0, got nan"),
         (["--dataset", "synthetic", "--lr", "1e30", "--train-size", "300"], "the loss is "),
         (["--batch-size", "0"], "--batch-size must be at least 1, got 0"),
         (["--recipe", "slow"], "invalid choice: 'slow'"),
@@ -72,6 +74,57 @@ def test_mistakes_end_in_one_sentence(tmp_path, options, words):
     assert result.returncode != 0
     assert words in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_a_folder_that_was_named_must_hold_the_data(tmp_path):
+    """Synthetic images are for those who named nothing and have no network."""
+    folder = tmp_path / "mine" / mr.cifar.FOLDER
+    folder.mkdir(parents=True)
+    for name in mr.cifar.TRAIN_FILES:
+        (folder / name).write_bytes(b"too short")
+    partly = train(tmp_path, "--data-dir", "mine", "--epochs", "1")
+    assert partly.returncode == 1 and f"error: {folder} lacks test_batch.bin: add" in partly.stderr
+    (folder / mr.cifar.TEST_FILES[0]).write_bytes(b"too short")
+    for named in ({"MINIRES_DATA": "mine"}, {}):
+        options = [] if named else ["--data-dir", "mine"]
+        damaged = train(tmp_path, *options, "--epochs", "1", **named)
+        assert damaged.returncode == 1 and "data_batch_1.bin has 9 bytes instead of 30730000" in damaged.stderr
+        assert "SYNTHETIC" not in damaged.stdout and "Traceback" not in damaged.stderr
+    nothing = train(tmp_path, "--data-dir", "elsewhere", "--epochs", "1")
+    assert nothing.returncode == 1 and "cannot fetch" in nothing.stderr
+
+
+def test_a_log_file_gets_lines_and_no_bar(tmp_path):
+    result = train(tmp_path, "--dataset", "synthetic", "--train-size", "100", "--test-size", "20", "--epochs", "2")
+    assert result.returncode == 0
+    assert "\r" not in result.stderr and "step/s" not in result.stderr, result.stderr
+    assert [line.split()[1] for line in result.stdout.splitlines() if line.startswith("epoch")] == ["1/2", "2/2"]
+
+
+def test_two_runs_into_one_folder(tmp_path):
+    """The second ends at once; what a killed one leaves is in nobody's way."""
+    options = ["--dataset", "synthetic", "--train-size", "2000", "--test-size", "20", "--epochs", "50", "--out", "run"]
+    variables = os.environ | {"MINIRES_NUM_THREADS": "1"}
+    command = [sys.executable, str(SCRIPT), "--depth", "8", "--device", mr.get_device(), "--checkpoint-minutes", "0"]
+    first = subprocess.Popen([*command, *options], cwd=tmp_path, env=variables, stdout=subprocess.PIPE, text=True)
+    try:
+        while not (tmp_path / "run" / "checkpoint.safetensors").exists():
+            assert first.poll() is None
+            time.sleep(0.05)
+        (tmp_path / "run" / "checkpoint.safetensors").rename(tmp_path / "kept")  # as before the first checkpoint
+        second = train(tmp_path, *options)
+        assert second.returncode == 1
+        assert "another run is writing to run" in second.stderr or "holds a run already" in second.stderr
+        while not (tmp_path / "run" / "checkpoint.safetensors").exists():
+            time.sleep(0.05)
+        resumed = train(tmp_path, "--resume", "run")
+        assert resumed.returncode == 1 and "another run is writing to run: wait for its end" in resumed.stderr
+        assert first.poll() is None
+    finally:
+        first.kill()
+        first.wait()
+    after = train(tmp_path, "--resume", "run", "--epochs", "1")
+    assert after.returncode == 0, after.stderr
 
 
 def test_real_data(cifar_dir, tmp_path):

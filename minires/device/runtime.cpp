@@ -1,0 +1,87 @@
+// What all compiled kernels of a process share: the pool of OS threads, and the stacks of fibers. Kernels are libraries of
+// their own, some hundred in a long session; with threads and stacks each they would soon meet the system's limits.
+#include <pthread.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+
+#include <condition_variable>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+#include "fibers.h"
+
+#define EXPORT extern "C" __attribute__((visibility("default")))
+
+// ---------------------------------------------------------------------------------------------------------------
+// Stacks of stack_bytes each, the lowest guard_bytes of which cannot be touched
+
+static thread_local std::vector<char*> free_stacks;
+
+EXPORT char* minires_take_stack() {
+    if (free_stacks.empty()) {
+        char* base = static_cast<char*>(mmap(nullptr, minires::stack_bytes, PROT_READ | PROT_WRITE,
+                                             MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+        if (base == MAP_FAILED) abort();
+        mprotect(base, minires::guard_bytes, PROT_NONE);
+        return base;
+    }
+    char* base = free_stacks.back();
+    free_stacks.pop_back();
+    return base;
+}
+EXPORT void minires_give_stack(char* base) { free_stacks.push_back(base); }
+
+// ---------------------------------------------------------------------------------------------------------------
+// OS threads, which all do the same work until none is left
+
+class Pool {
+   public:
+    void run(void (*work)(void*), void* launch, unsigned threads) {
+        std::lock_guard<std::mutex> one_launch(launch_mutex_);
+        while (size_ + 1 < threads) std::thread(&Pool::serve, this, size_++, round_).detach();
+        {
+            std::lock_guard<std::mutex> lock(mutex_);
+            work_ = work;
+            launch_ = launch;
+            helpers_ = threads - 1;
+            busy_ = size_;
+            ++round_;
+        }
+        if (size_) wake_.notify_all();
+        work(launch);
+        std::unique_lock<std::mutex> lock(mutex_);
+        done_.wait(lock, [&] { return busy_ == 0; });
+    }
+
+   private:
+    void serve(unsigned index, uint64_t seen) {
+        for (;;) {
+            std::unique_lock<std::mutex> lock(mutex_);
+            wake_.wait(lock, [&] { return round_ != seen; });
+            seen = round_;
+            lock.unlock();
+            if (index < helpers_) work_(launch_);
+            lock.lock();
+            if (--busy_ == 0) done_.notify_one();
+        }
+    }
+    std::mutex launch_mutex_, mutex_;
+    std::condition_variable wake_, done_;
+    void (*work_)(void*) = nullptr;
+    void* launch_ = nullptr;
+    unsigned size_ = 0, helpers_ = 0, busy_ = 0;
+    uint64_t round_ = 0;
+};
+
+static Pool* pool;  // never destroyed: its threads outlive static destructors
+static void new_pool() { pool = new Pool; }
+__attribute__((constructor)) static void prepare_pool() {
+    new_pool();
+    pthread_atfork(nullptr, nullptr, new_pool);  // a forked child has none of its parent's threads
+}
+
+EXPORT void minires_run_on_threads(void (*work)(void*), void* launch, unsigned threads) {
+    pool->run(work, launch, threads);
+}
