@@ -158,7 +158,11 @@ def kernels_of_the_tour(batch: int) -> tuple[list[Callable[[], None]], dict[str,
     element |= {f"batchnorm_forward<{run}, true, false>": 4, f"batchnorm_chunk_sums<{run}, true, false>": 5}
     element |= {f"batchnorm_backward<{run}, true>": 6}
     flops = {name: k * n for name, k in element.items()}
-    flops |= {mr.tiles.sgd(59, 36_864)[0]: 6 * 269_722, "avgpool_forward": batch * 64 * 64, "avgpool_backward": batch * 64 * 64}
+    flops |= {
+        mr.tiles.sgd(59, 36_864)[0]: 6 * 269_722,
+        "avgpool_forward": batch * 64 * 64,
+        "avgpool_backward": batch * 64 * 64,
+    }
     flops |= {"augment": 3 * batch * 3 * 32 * 32, "cross_entropy_forward": 6 * 10 * batch}
     products = ["gemm_tiled<false, false>"]
     for kind, (m, columns) in {"nn": (16, 1024), "tn": (144, 1024), "nt": (16, 144)}.items():

@@ -64,8 +64,9 @@ extern "C" __global__ void log_softmax(const float* z, float* y, int N, int C) {
 extern "C" __global__ void layer_norm(const float* x, float* y, int P, float eps) {
 }
 
-// 10. y[j, i] = x[i, j] through a 16 x 16 tile of shared memory, so that both the reads and the writes of neighbouring
-// threads are neighbours. x is H x W; the grid covers it with blocks of (16, 16). (kernels/gemm.cu)
+// 10. y[j, i] = x[i, j] through a 32 x 32 tile of shared memory, so that both the reads and the writes of neighbouring
+// threads are neighbours, and no two lanes meet in a bank. x is H x W; the grid covers it with tiles of 32 x 32, and a block
+// has (32, 8) threads, so each does four elements. (kernels/gemm.cu)
 extern "C" __global__ void transpose(const float* x, float* y, int H, int W) {
 }
 

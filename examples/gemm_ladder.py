@@ -85,7 +85,9 @@ def main() -> None:
         print(row + (counts(name, min(size, 256)) if now.name == "cpu" and name in STEPS else ""))
         before = speed
     if now.name == "cpu":
-        print("\nThe last four are of a GPU, by counting and not by measurement: accesses of a warp, sectors of global memory")
+        print(
+            "\nThe last four are of a GPU, by counting and not by measurement: accesses of a warp, sectors of global memory"
+        )
         print("and wavefronts of shared memory for 32 multiply-adds; and how many warps fit an H100's multiprocessor.")
 
 

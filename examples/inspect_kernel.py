@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -190,8 +191,15 @@ def source_of(launch: Launch, code: str | None) -> dict[str, list[str]]:
     files = {}
     for name in dict.fromkeys(a.file for a in launch.accesses):
         path = mr.device.KERNELS_DIR / Path(name).name
-        files[name] = path.read_text().splitlines() if path.exists() else (code or launch.code).splitlines()
+        text = path.read_text() if path.exists() else re.sub(r"\A(?:#line .*\n)+", "", code or launch.code)
+        files[name] = text.splitlines()
     return files
+
+
+def touched_lines(launch: Launch, file: str, length: int) -> tuple[int, int]:
+    """The first and the last line of what is shown of a file: where the launch touched memory, and some more."""
+    touched = [a.line for a in launch.accesses if a.file == file]
+    return max(min(touched) - 12, 1), min(max(touched) + 3, length)
 
 
 def listing(launch: Launch, code: str | None) -> str:
@@ -200,8 +208,7 @@ def listing(launch: Launch, code: str | None) -> str:
     ]
     for name, source in source_of(launch, code).items():
         lines.append(f"\n{name}")
-        touched = {a.line for a in launch.accesses if a.file == name}
-        first, last = max(min(touched) - 12, 1), min(max(touched) + 3, len(source))
+        first, last = touched_lines(launch, name, len(source))
         for number in range(first, last + 1):
             notes = [words(a) for a in launch.accesses if (a.file, a.line) == (name, number)]
             lines.append(f"{number:5} {source[number - 1][:92]:92}  {notes[0] if notes else ''}".rstrip())
@@ -222,7 +229,8 @@ def page(launch: Launch, code: str | None) -> str:
         sys.exit("error: the page is drawn with jinja2, which is not installed: pip install jinja2")
     lines, index = [], {id(a): i for i, a in enumerate(launch.accesses)}
     for name, source in source_of(launch, code).items():
-        for number, text in enumerate(source, start=1):
+        first, last = touched_lines(launch, name, len(source))
+        for number, text in enumerate(source[first - 1 : last], start=first):
             here = [a for a in launch.accesses if (a.file, a.line) == (name, number)]
             notes = [{"index": index[id(a)], "words": words(a)} for a in here]
             lines.append({"number": number, "text": text, "accesses": notes, "waste": waste(here)})
@@ -242,7 +250,7 @@ def page(launch: Launch, code: str | None) -> str:
 
 
 def count_launch(arguments: argparse.Namespace) -> tuple[Launch, str | None]:
-    """The first launch of the kernel that was asked for."""
+    """Of the launches of the kernel that was asked for the one with the most arithmetic."""
     code = None
     if arguments.file:
         code = read_kernels(arguments.file)
@@ -252,9 +260,9 @@ def count_launch(arguments: argparse.Namespace) -> tuple[Launch, str | None]:
     with mr.counters(arguments.blocks) as counted:
         run()
     wanted = arguments.kernel
-    for launch in counted.launches:
-        if wanted in (launch.kernel, launch.kernel.split("<")[0]):
-            return launch, code
+    found = [launch for launch in counted.launches if wanted in (launch.kernel, launch.kernel.split("<")[0])]
+    if found:
+        return max(found, key=flops), code
     names = ", ".join(dict.fromkeys(launch.kernel for launch in counted.launches))
     raise ValueError(f"layer {arguments.layer} does not launch {wanted!r}; it launches {names}")
 

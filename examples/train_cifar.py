@@ -418,7 +418,9 @@ def main() -> None:
     train = mr.cifar.Loader(data.train, arguments.batch_size, train=True, seed=arguments.seed)
     test = mr.cifar.Loader(data.test, arguments.batch_size, train=False)
     optimizer, schedule, steps = make_optimizer(arguments, net, len(train))
-    options = {k: v for k, v in vars(arguments).items() if k not in ("out", "resume", "profile", "verify", "no_progress")}
+    options = {
+        k: v for k, v in vars(arguments).items() if k not in ("out", "resume", "profile", "verify", "no_progress")
+    }
     out = output_folder(arguments)
     lock = FileLock(out / ".lock")
     try:

@@ -106,7 +106,9 @@ def load(data_dir: str | Path, download: bool = True, verify: bool = False) -> D
     """
     root, folder = Path(data_dir), Path(data_dir) / FOLDER
     if not _is_there(folder) and folder.is_dir() and (missing := _missing(folder)) != [*TRAIN_FILES, *TEST_FILES]:
-        raise DamagedError(f"{folder} lacks {', '.join(missing)}: add what is missing, or delete the rest to fetch it again")
+        raise DamagedError(
+            f"{folder} lacks {', '.join(missing)}: add what is missing, or delete the rest to fetch it again"
+        )
     if not _is_there(folder) and (python := _python_version(root)):
         return _load_python(python)
     if not _is_there(folder):
@@ -212,7 +214,9 @@ def parse(data: bytes, source: str = "data") -> Split:
     Raises DataError for a length that is no multiple of a record, or a label over 9.
     """
     if len(data) == 0 or len(data) % RECORD_BYTES:
-        raise DamagedError(f"{source} has {len(data)} bytes, not a positive multiple of {RECORD_BYTES}: it is truncated")
+        raise DamagedError(
+            f"{source} has {len(data)} bytes, not a positive multiple of {RECORD_BYTES}: it is truncated"
+        )
     records = np.frombuffer(data, np.uint8).reshape(-1, RECORD_BYTES)
     labels = records[:, 0].astype(np.int32)
     if labels.max() > 9:

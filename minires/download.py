@@ -27,7 +27,9 @@ def download(url: str, path: Path, size: int, sha256: str) -> None:
     from tqdm.auto import tqdm
 
     failures, best = 0, _length(path)
-    with tqdm(total=size, initial=best, unit="B", unit_scale=True, desc=path.name, leave=False, disable=not wants_bar()) as bar:
+    with tqdm(
+        total=size, initial=best, unit="B", unit_scale=True, desc=path.name, leave=False, disable=not wants_bar()
+    ) as bar:
         while _length(path) < size:
             reason = _attempt(url, path, size, bar)
             if reason is None:

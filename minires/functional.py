@@ -468,7 +468,9 @@ def avg_pool2d(
     stride = kernel if stride is None else _pair("avg_pool2d", "stride", stride, 1)
     padding = _pair("avg_pool2d", "padding", padding, 0)
     if padding[0] * 2 > kernel[0] or padding[1] * 2 > kernel[1]:
-        raise ValueError(f"avg_pool2d: padding {padding} is more than half of the window {kernel}, which PyTorch does not allow either")
+        raise ValueError(
+            f"avg_pool2d: padding {padding} is more than half of the window {kernel}, which PyTorch does not allow either"
+        )
     n, c, h, w = x.shape
     oh, ow = _output_size("avg_pool2d", (h, w), kernel, stride, padding)
     geometry = (h, w, *kernel, oh, ow, *stride, *padding)

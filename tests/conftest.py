@@ -36,6 +36,21 @@ for _profile, _examples in (("quick", 25), ("long", 250)):
 settings.load_profile("quick")  # --hypothesis-profile=long takes another
 
 
+# Of which the late GPU would show nothing that other tests do not.
+SAME_ON_ANY_DEVICE = {
+    f"test_{name}"
+    for name in (
+        "cifar",
+        "checkpoint",
+        "cuda",
+        "debugging",
+        "documents",
+        "download",
+        "exercises",
+        "gradcheck",
+        "properties",
+    )
+} | {"test_counters", "test_inspect_kernel", "test_sanitizer", "test_gemm_ladder"}
 LATE_GPU = Path(__file__).parent / "late_gpu"
 
 
@@ -89,6 +104,7 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
+    config.addinivalue_line("markers", "no_late: not on the late GPU, of which it would show nothing new, slowly")
     if config.getoption("no_pool") and "cuda" in DEVICES:
         import cupy
 
@@ -98,7 +114,10 @@ def pytest_configure(config):
 def pytest_generate_tests(metafunc):
     tests_a_kernel = (device.KERNELS_DIR / f"{metafunc.module.__name__.removeprefix('test_')}.cu").exists()
     sanitize = tests_a_kernel and "cpu" in DEVICES and not metafunc.config.getoption("no_sanitize")
-    metafunc.parametrize("current_device", DEVICES + ["sanitizer"] * sanitize, indirect=True)
+    late = metafunc.module.__name__ not in SAME_ON_ANY_DEVICE
+    late = late and not any(mark.name == "no_late" for mark in metafunc.definition.iter_markers())
+    devices = [name for name in DEVICES if late or name != "late"]
+    metafunc.parametrize("current_device", devices + ["sanitizer"] * sanitize, indirect=True)
 
 
 @pytest.fixture(autouse=True)

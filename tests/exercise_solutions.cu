@@ -93,11 +93,13 @@ extern "C" __global__ void layer_norm(const float* x, float* y, int P, float eps
 }
 
 extern "C" __global__ void transpose(const float* x, float* y, int H, int W) {
-    __shared__ float tile[16][17];  // 17: a column of it lies in 16 different banks
-    const int i0 = blockIdx.y * 16, j0 = blockIdx.x * 16, tx = threadIdx.x, ty = threadIdx.y;
-    if (i0 + ty < H && j0 + tx < W) tile[ty][tx] = x[(i0 + ty) * W + j0 + tx];
+    __shared__ float tile[32][33];  // 33: a column of it lies in 32 different banks
+    const int i0 = blockIdx.y * 32, j0 = blockIdx.x * 32, tx = threadIdx.x, ty = threadIdx.y;
+    for (int r = ty; r < 32; r += 8)
+        if (i0 + r < H && j0 + tx < W) tile[r][tx] = x[(i0 + r) * W + j0 + tx];
     __syncthreads();
-    if (j0 + ty < W && i0 + tx < H) y[(j0 + ty) * H + i0 + tx] = tile[tx][ty];
+    for (int r = ty; r < 32; r += 8)
+        if (j0 + r < W && i0 + tx < H) y[(j0 + r) * H + i0 + tx] = tile[tx][r];
 }
 
 extern "C" __global__ void depthwise3x3(const float* x, const float* w, float* y, int H, int W) {

@@ -35,6 +35,7 @@ PLAN = {  # what runs a command, or what is added to it to make it short; all ot
     "python examples/train_cifar.py --profile": ONE_EPOCH,
     "python examples/benchmark.py": "--batch-sizes 2 --repeats 1",
     "python examples/gemm_ladder.py": "--size 64 --repeats 1",
+    "python examples/inspect_kernel.py --step --batch 128": "--batch 4",
     "python tests/mutate.py": "--only relu --operator sign",
     "pytest tests/test_properties.py --hypothesis-profile=long": "-n 0 -k avg_pool2d",
 }
@@ -73,7 +74,17 @@ PRINTS = {  # in this order
         r"shares with a barrier in the branch: .*\n    the sanitizer says: sync: kernel shares",
         r"RawKernel:\d+: a barrier that other threads of the block never reach",
     ],
-    "python examples/lesson5_beside_pytorch.py": [r"   1 +2.\d+ +2.\d+ +\d.\de-0[67]\n   2 .*\n   3 .*e-0[567]"],
+    "python examples/lesson5_beside_pytorch.py": [r"   1 +2.\d+ +2.\d+ +\d.\de-1[3456]\n   2 .*\n   3 .*e-1[23456]"],
+    "python examples/lesson6_coalescing.py": [
+        r"naive +4.0 +32.0 +0.0 ",
+        r"tile +4.0 +4.0 +15.5 ",
+        r"padded +4.0 +4.0 +0.0 ",
+    ],
+    "python examples/inspect_kernel.py conv3x3 --layer 2 --batch 8": [r"kernels/conv2d.cu", r"1.00 x wavefronts"],
+    "python examples/inspect_kernel.py --step --batch 128": [
+        r"1\d\d launches, ",
+        r"at least .* not by measurement|launches",
+    ],
 }
 
 

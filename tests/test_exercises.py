@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "examples"))
-from exercises import EXERCISES, check  # noqa: E402
+from exercises import EXERCISES, FOR_SPEED, check, waste  # noqa: E402
 
 STUBS = (ROOT / "examples" / "exercises.cu").read_text()
 SOLUTIONS = (ROOT / "tests" / "exercise_solutions.cu").read_text()
@@ -30,7 +30,7 @@ BROKEN = {  # name: what is changed, and what the check says
     "block_max": (BARRIER, "", "race"),
     "log_softmax": ("expf(z[n * C + c] - largest)", "expf(z[n * C + c])", "instead of"),
     "layer_norm": ("squares += (row[p] - mean) * (row[p] - mean)", "squares += row[p] * row[p] - mean * mean", "inst"),
-    "transpose": ("if (i0 + ty < H && j0 + tx < W) ", "", "outside the array"),
+    "transpose": ("if (i0 + r < H && j0 + tx < W) ", "", "outside the array"),
     "depthwise3x3": (BARRIER, "", "race"),
 }
 
@@ -63,6 +63,25 @@ def test_a_solution_is_right_and_a_broken_one_is_not(name, broken):
     assert re.search(BROKEN[name][2], check(broken, name))
 
 
+@pytest.mark.parametrize("name", FOR_SPEED)
+def test_the_second_verdict(name):
+    """A solution touches as little as can be; one that is right, but made for a CPU, is told at which line it does not."""
+    assert waste(SOLUTIONS, name) is None
+    bodies = {KERNEL.match(body)[1]: body for body in re.split(r'(?=extern "C")', SOLUTIONS)[1:]}
+    slow = {
+        "block_max": bodies["block_max"].replace("x[i]", "x[(i * 7) % n]"),
+        "transpose": bodies["transpose"].replace("tile[32][33]", "tile[32][32]"),
+        "depthwise3x3": re.sub(
+            r"k / 34(?! - 1|\])|k / 34", "k % 10", bodies["depthwise3x3"].replace("k % 34", "k / 10")
+        ),
+    }[name]
+    assert slow != bodies[name] and check(slow, name) is None
+    assert re.search(
+        r"\d+ (sectors|wavefronts) where \d+ would do, most of them too many at line \d+: a (load|store)",
+        waste(slow, name),
+    )
+
+
 @pytest.mark.parametrize("name", EXERCISES)
 def test_an_unwritten_answer_is_not_right(name):
     assert check(STUBS, name) is not None
@@ -70,8 +89,8 @@ def test_an_unwritten_answer_is_not_right(name):
 
 def test_shared_memory_is_asked_for():
     code = 'extern "C" __global__ void transpose(const float* x, float* y, int H, int W) {\n'
-    code += "const int i = blockIdx.y * 16 + threadIdx.y, j = blockIdx.x * 16 + threadIdx.x;\n"
-    code += "if (i < H && j < W) y[j * H + i] = x[i * W + j];\n}\n"
+    code += "const int i0 = blockIdx.y * 32, j = blockIdx.x * 32 + threadIdx.x;\n"
+    code += "for (int i = i0 + threadIdx.y; i < i0 + 32 && i < H; i += 8) if (j < W) y[j * H + i] = x[i * W + j];\n}\n"
     assert "it was to be computed in shared memory" in check(code, "transpose")
 
 

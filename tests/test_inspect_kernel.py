@@ -52,7 +52,7 @@ def test_a_file_of_ones_own(transpose):
 
 
 def test_a_kernel_at_the_shapes_of_a_stage():
-    result = inspect("batchnorm_relu_forward", "--layer", "3", "--batch", "2")
+    result = inspect("batchnorm_forward", "--layer", "3", "--batch", "2")
     assert result.returncode == 0, result.stderr
     assert "kernels/batchnorm.cu" in result.stdout and "x sectors" in result.stdout
     missing = inspect("nothing", "--layer", "0", "--batch", "2")

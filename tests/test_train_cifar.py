@@ -26,7 +26,9 @@ def test_auto_falls_back_loudly_and_writes_everything(tmp_path):
     sizes = ["--train-size", "300", "--test-size", "100", "--epochs", "2", "--batch-size", "50"]
     result = train(tmp_path, *sizes, "--profile")
     assert result.returncode == 0, result.stderr
-    assert re.search(r"^batchnorm_forward<\d+, true, false> +12 ", result.stdout, re.MULTILINE)  # 4 of them in 3 batches
+    assert re.search(
+        r"^batchnorm_forward<\d+, true, false> +12 ", result.stdout, re.MULTILINE
+    )  # 4 of them in 3 batches
     assert "CIFAR-10 IS NOT THERE: cannot fetch" in result.stdout
     assert "75,290 parameters" in result.stdout
     out = tmp_path / "runs" / "synthetic-resnet8A-fast-seed0"

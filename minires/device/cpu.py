@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import hashlib
 import math
 import os
@@ -110,6 +111,7 @@ class Library:
 
     path: Path
     loaded: ctypes.CDLL
+    runtime: ctypes.CDLL  # what the kernels call: threads, or the instruments
     kernels: dict[str, tuple[Signature, str]] = field(default_factory=dict)
 
 
@@ -117,8 +119,12 @@ def compile_library(
     code: str, names: tuple[str, ...], scalar: np.dtype, instruments: Instruments | None = None
 ) -> Library:
     """The kernels of some name expressions, from the cache or compiled now."""
+    sources = instruments.runtime if instruments else (_HERE / "runtime.cpp",)
+    runtime = ctypes.CDLL(
+        str(_runtime(sources)), mode=ctypes.RTLD_GLOBAL
+    )  # first: the kernels' symbols are found in it
     path = build(code, names, scalar, instruments)
-    library, texts = Library(path, ctypes.CDLL(str(path))), find_kernels(code)
+    library, texts = Library(path, ctypes.CDLL(str(path)), runtime), find_kernels(code)
     for i, name in enumerate(names):
         describe = library.loaded[f"minires_parameters_{i}"]
         describe.restype = ctypes.c_char_p
@@ -165,7 +171,7 @@ def build(code: str, names: tuple[str, ...], scalar: np.dtype, instruments: Inst
         lock = folder / f".{key}.lock"
         with FileLock(lock):  # of several processes one compiles, the others wait for it
             if (library := _cached(folder, key)) is None:
-                library = _compile(compiler, flags, unit, code, folder, key, instruments)
+                library = _compile(compiler, flags, unit, folder, key)
         lock.unlink(missing_ok=True)
     return library
 
@@ -208,9 +214,11 @@ def _header(name: str) -> str | None:
     return "" if HOST_HEADERS.fullmatch(name) else None
 
 
-def _compile(
-    compiler: list[str], flags: list[str], unit: str, code: str, cache: Path, key: str, instruments: Instruments | None
-) -> Path:
+# A library's undefined symbols are those of the runtime.
+_SHARED = ["-shared", "-undefined", "dynamic_lookup"] if sys.platform == "darwin" else ["-shared"]
+
+
+def _compile(compiler: list[str], flags: list[str], unit: str, cache: Path, key: str) -> Path:
     try:
         folder = tempfile.TemporaryDirectory(dir=cache, prefix=".compile-")
     except OSError as error:
@@ -218,10 +226,7 @@ def _compile(
     with folder as name:
         kernels, linked = f"{name}/kernels.o", Path(name) / "linked.so"
         steps = [[*flags, "-include", str(_HERE / "cuda_on_cpu.h"), "-c", "-x", "c++", "-", "-o", kernels]]
-        objects = [kernels]
-        for source in instruments.runtime if instruments else ():  # the runtime itself is not watched
-            objects.append(str(_runtime_object(compiler, source, cache)))
-        steps += [[*_FLAGS, *_user_flags(), "-shared", *objects, "-o", str(linked)]]
+        steps += [[*_FLAGS, *_user_flags(), *_SHARED, kernels, "-o", str(linked)]]
         for step in steps:
             result = subprocess.run([*compiler, *step], input=unit, capture_output=True, text=True, check=False)
             if result.returncode:
@@ -232,19 +237,26 @@ def _compile(
         return path
 
 
-def _runtime_object(compiler: list[str], source: Path, cache: Path) -> Path:
-    """The runtime of watched kernels does not change with them: it is compiled once."""
-    texts = [path.read_text() for path in (source, *sorted(source.parent.glob("*.h")), _HERE / "fibers.h")]
-    path = cache / f"{hashlib.sha256(chr(0).join([*compiler, *texts]).encode()).hexdigest()[:32]}.o"
-    if not path.exists():
-        with tempfile.TemporaryDirectory(dir=cache, prefix=".compile-") as folder:
-            compiled = f"{folder}/{source.stem}.o"
-            command = [*compiler, *_FLAGS, "-O2", "-c", str(source), "-o", compiled]
-            result = subprocess.run(command, capture_output=True, text=True, check=False)
-            if result.returncode:
-                raise DeviceError(f"{compiler[0]} could not compile {source.name}:\n{result.stderr.strip()}")
-            os.replace(compiled, path)
-    return path
+@functools.cache
+def _runtime(sources: tuple[Path, ...]) -> Path:
+    """The library that all kernels of a process share."""
+    compiler, folder = _compiler(), _cache_dir()
+    texts = [p.read_text() for p in (*sources, *sorted(sources[0].parent.glob("*.h")), _HERE / "fibers.h")]
+    key = hashlib.sha256("\0".join([*compiler, *_user_flags(), *texts]).encode()).hexdigest()[:32]
+    lock = folder / f".{key}.lock"
+    with FileLock(lock):
+        if (library := _cached(folder, key)) is None:
+            with tempfile.TemporaryDirectory(dir=folder, prefix=".compile-") as name:
+                linked = Path(name) / "linked.so"
+                options = ["-std=c++17", "-O2", "-fPIC", "-pthread", "-w", *_user_flags(), *_SHARED]
+                command = [*compiler, *options, *map(str, sources), "-o", str(linked)]
+                result = subprocess.run(command, capture_output=True, text=True, check=False)
+                if result.returncode:
+                    raise DeviceError(f"{compiler[0]} could not compile {sources[0].name}:\n{result.stderr.strip()}")
+                library = folder / f"{key}-{_digest(linked)}.so"
+                os.replace(linked, library)
+    lock.unlink(missing_ok=True)
+    return library
 
 
 _NOT_HERE = {  # what it is called: how it looks, and a word of the compiler's message about it

@@ -13,6 +13,8 @@
 
 namespace minires {
 
+constexpr size_t stack_bytes = 128 * 1024, guard_bytes = 16 * 1024;
+
 // Saves the caller's callee-saved registers on its stack, its stack pointer in *save, and continues at `to`.
 #if defined(__x86_64__)
 extern "C" __attribute__((visibility("hidden"))) void minires_switch(void** save, void* to);

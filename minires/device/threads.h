@@ -22,13 +22,17 @@ static __thread dim3 gridDim, blockDim;
 // ---------------------------------------------------------------------------------------------------------------
 // Fibers: a stack each, and a switch of a few instructions
 
-namespace minires {
+extern "C" {  // runtime.cpp
+char* minires_take_stack();
+void minires_give_stack(char* base);
+void minires_run_on_threads(void (*work)(void*), void* launch, unsigned threads);
+}
 
-constexpr size_t stack_bytes = 128 * 1024, guard_bytes = 16 * 1024;
+namespace minires {
 
 struct Fiber {
     void* context;  // where to continue it while it is parked between two uses
-    char* top;
+    char* stack;
 };
 
 // ---------------------------------------------------------------------------------------------------------------
@@ -89,13 +93,9 @@ static void enter_fiber();
 
 static Fiber* take_fiber(Block& b) {
     if (b.parked.empty()) {
-        char* base = static_cast<char*>(mmap(nullptr, stack_bytes, PROT_READ | PROT_WRITE,
-                                             MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
-        if (base == MAP_FAILED) abort();
-        mprotect(base, guard_bytes, PROT_NONE);
+        Fiber* fiber = new Fiber{nullptr, minires_take_stack()};
         // Stacks a power of two apart would share a few cache sets: stagger them.
-        Fiber* fiber = new Fiber{nullptr, base + stack_bytes - (b.fibers.size() % 61) * 192};
-        fiber->context = first_context(fiber->top - 64, enter_fiber);
+        fiber->context = first_context(fiber->stack + stack_bytes - (b.fibers.size() % 61) * 192 - 64, enter_fiber);
         b.fibers.push_back(fiber);
         b.parked.push_back(fiber);
     }
@@ -235,10 +235,14 @@ static void drain(Block& b) {
     throw Stop{};
 }
 
-// After a stop the fibers hold frames that will never return: begin each anew.
-static void reset_fibers(Block& b) {
-    b.parked = b.fibers;
-    for (Fiber* fiber : b.fibers) fiber->context = first_context(fiber->top - 64, enter_fiber);
+// The stacks go back to where other kernels take them from; no frame on them returns any more.
+static void release_fibers(Block& b) {
+    for (Fiber* fiber : b.fibers) {
+        minires_give_stack(fiber->stack);
+        delete fiber;
+    }
+    b.fibers.clear();
+    b.parked.clear();
 }
 
 }  // namespace minires
@@ -355,57 +359,14 @@ struct Launch {
                         snprintf(message, 512, "%s", block->message.c_str());
                     }
                     block->message.clear();
-                    reset_fibers(*block);
-                    return;
+                    return release_fibers(*block);
                 }
             }
         }
+        release_fibers(*block);
     }
+    static void work_of(void* launch) { static_cast<Launch*>(launch)->work(); }
 };
-
-class Pool {
-   public:
-    void run(Launch& launch, unsigned threads) {
-        std::lock_guard<std::mutex> one_launch(launch_mutex_);
-        while (size_ + 1 < threads) std::thread(&Pool::serve, this, size_++, round_).detach();
-        {
-            std::lock_guard<std::mutex> lock(mutex_);
-            launch_ = &launch;
-            helpers_ = threads - 1;
-            busy_ = size_;
-            ++round_;
-        }
-        if (size_) wake_.notify_all();
-        launch.work();
-        std::unique_lock<std::mutex> lock(mutex_);
-        done_.wait(lock, [&] { return busy_ == 0; });
-    }
-
-   private:
-    void serve(unsigned index, uint64_t seen) {
-        for (;;) {
-            std::unique_lock<std::mutex> lock(mutex_);
-            wake_.wait(lock, [&] { return round_ != seen; });
-            seen = round_;
-            lock.unlock();
-            if (index < helpers_) launch_->work();
-            lock.lock();
-            if (--busy_ == 0) done_.notify_one();
-        }
-    }
-    std::mutex launch_mutex_, mutex_;
-    std::condition_variable wake_, done_;
-    Launch* launch_ = nullptr;
-    unsigned size_ = 0, helpers_ = 0, busy_ = 0;
-    uint64_t round_ = 0;
-};
-
-static Pool* pool;  // never destroyed: its threads outlive static destructors
-static void new_pool() { pool = new Pool; }
-__attribute__((constructor)) static void prepare_pool() {
-    new_pool();
-    pthread_atfork(nullptr, nullptr, new_pool);  // a forked child has none of its parent's threads
-}
 
 template <auto K> struct Kernel;
 template <class... A, void (*K)(A...)> struct Kernel<K> {
@@ -441,7 +402,7 @@ template <class... A, void (*K)(A...)> struct Kernel<K> {
         launch.blocks = launch.first_stop = uint64_t(g[0]) * g[1] * g[2];
         launch.chunk = launch.blocks / (threads * 8) + 1;
         if (threads == 1 || launch.blocks == 1) launch.work();
-        else pool->run(launch, threads);
+        else minires_run_on_threads(Launch::work_of, &launch, threads);
         return launch.first_stop < launch.blocks ? int64_t(launch.first_stop) : -1;
     }
 };

@@ -172,7 +172,7 @@ class Counters:
         wanted = total if self._blocks is None else min(self._blocks, total)
         chosen = np.unique(np.linspace(0, total - 1, wanted).astype(np.uint32))
         rows, report = (_Row * 4096)(), Report()
-        found = library.loaded.minires_count
+        found = library.runtime.minires_count
         found.restype = ctypes.c_int64
         n = found(
             ctypes.cast(library.loaded[symbol], ctypes.c_void_p),
@@ -194,7 +194,9 @@ class Counters:
         different = {a.ctypes.data: a.nbytes for _, a in named}
         known = zip(signature.parameters, args, strict=True)
         arguments = {
-            p.name: a.shape if isinstance(a, np.ndarray) else a.item() for p, a in known if isinstance(a, (np.ndarray, np.number, np.bool_))
+            p.name: a.shape if isinstance(a, np.ndarray) else a.item()
+            for p, a in known
+            if isinstance(a, (np.ndarray, np.number, np.bool_))
         }
         return Launch(signature.name, grid, block, len(chosen), accesses, shared, sum(different.values()), arguments)
 

@@ -15,13 +15,6 @@
 #include <random>
 
 #include "../device/fibers.h"
-#if defined(__APPLE__)
-#include <mach-o/getsect.h>
-#include <mach-o/ldsyms.h>
-#else
-extern "C" __attribute__((visibility("hidden"))) char _end;  // the linker's: where this library's data end
-#endif
-
 minires_state minires_now;
 
 namespace watch {
@@ -39,7 +32,7 @@ struct Thread {
     long long clock;
 };
 
-constexpr size_t stack_bytes = 256 * 1024, guard_bytes = 64 * 1024, red_zone = 1024, most_shared = 48 * 1024;
+constexpr size_t stack_size = 256 * 1024, guard_size = 64 * 1024, red_zone = 1024, most_shared = 48 * 1024;
 
 std::vector<Array> arrays;
 size_t arguments;
@@ -63,7 +56,7 @@ static char *image_begin, *image_end;
 
 extern "C" {
 // `extern __shared__` arrays are this symbol, whatever their names: see cpu.py.
-alignas(128) __attribute__((visibility("hidden"))) char minires_dynamic_shared[red_zone + most_shared];
+alignas(128) char minires_dynamic_shared[red_zone + most_shared];
 }
 
 uint3 index_of(unsigned t) {
@@ -116,11 +109,13 @@ static void access(void* where, size_t bytes, bool writes, void* caller, bool at
     if (!watching || bytes == 0) return;
     char* const address = static_cast<char*>(where);
     const char* const stack = threads[running].stack;
-    if (address >= stack && address < stack + stack_bytes) return;
+    if (address >= stack && address < stack + stack_size) return;
     bool inside;
     Array* array = nearest(address, &inside);
     if (!array) return;
-    if (!inside && address >= image_begin && address < image_end) {  // constants, threadIdx and its like: of no interest
+    const bool is_own = (address >= reinterpret_cast<char*>(&minires_now) && address < reinterpret_cast<char*>(&minires_now + 1)) ||
+                        (address >= minires_dynamic_shared && address < minires_dynamic_shared + sizeof minires_dynamic_shared);
+    if (!inside && (is_own || (address >= image_begin && address < image_end))) {  // constants and threadIdx: of no interest
         const auto in_reach = [&](const Array& a) { return address >= a.base && address < a.base + a.bytes + a.reach; };
         const auto found = std::find_if(arrays.begin(), arrays.end(), in_reach);
         if (found == arrays.end()) return;
@@ -237,14 +232,14 @@ static void run_block(int order, std::mt19937_64& random) {
     }
     while (stacks.size() < threads.size()) {
         char* base = static_cast<char*>(
-            mmap(nullptr, stack_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
+            mmap(nullptr, stack_size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
         if (base == MAP_FAILED) abort();
-        mprotect(base, guard_bytes, PROT_NONE);
+        mprotect(base, guard_size, PROT_NONE);
         stacks.push_back(base);
     }
     for (unsigned t = 0; t < threads.size(); ++t) {
         threads[t].stack = stacks[t];
-        threads[t].context = minires::first_context(stacks[t] + stack_bytes - 64, thread_entry);
+        threads[t].context = minires::first_context(stacks[t] + stack_size - 64, thread_entry);
     }
     std::vector<unsigned> turns(threads.size());
     std::iota(turns.begin(), turns.end(), 0u);
@@ -274,7 +269,7 @@ static void run_block(int order, std::mt19937_64& random) {
 
 static void on_segmentation_fault(int number, siginfo_t* info, void*) {
     const char* address = static_cast<char*>(info->si_addr);
-    if (watching && address >= threads[running].stack && address < threads[running].stack + guard_bytes) {
+    if (watching && address >= threads[running].stack && address < threads[running].stack + guard_size) {
         snprintf(report->text, sizeof report->text, "the thread's stack overflowed: endless recursion, or large local arrays");
         fail("sync");
         leave();
@@ -282,23 +277,12 @@ static void on_segmentation_fault(int number, siginfo_t* info, void*) {
     signal(number, SIG_DFL);
 }
 
-static void find_image() {
-    Dl_info info;
-    dladdr(&minires_now, &info);
-    image_begin = static_cast<char*>(info.dli_fbase);
-#if defined(__APPLE__)
-    unsigned long bytes;
-    char* const data = reinterpret_cast<char*>(getsegmentdata(&_mh_dylib_header, "__DATA", &bytes));
-    image_end = data + bytes;
-#else
-    image_end = &_end;
-#endif
-}
-
 int run(Observer& by, void (*kernel)(void**), const unsigned* grid_and_block, uint64_t shared_bytes, void** args,
         const std::vector<Region>& regions, const std::vector<unsigned>& blocks, int order, uint64_t seed) {
     static char signal_stack[64 * 1024];
-    find_image();
+    Dl_info info;
+    dladdr(reinterpret_cast<void*>(kernel), &info);
+    image_begin = image_end = static_cast<char*>(info.dli_fbase);  // the end is told when a thread begins
     const unsigned* g = grid_and_block;
     minires_now = {{}, {}, {g[0], g[1], g[2]}, {g[3], g[4], g[5]}};
     observer = &by;
@@ -347,7 +331,10 @@ using namespace watch;
 
 extern "C" {
 
-void minires_enter() { watching = true; }
+void minires_enter(char* end_of_image) {
+    image_end = end_of_image;
+    watching = true;
+}
 
 void* minires_shared(const void* key, void* place, size_t bytes, size_t element, const char* name) {
     const auto [found, is_new] = shared_index.try_emplace(key, arrays.size());

@@ -119,7 +119,7 @@ class Sanitizer:
                 if e is not None:
                     np.copyto(e, b)
             report = Report()
-            found = library.loaded.minires_check(
+            found = library.runtime.minires_check(
                 kernel,
                 (ctypes.c_uint * 6)(*grid, *block),
                 ctypes.c_uint64(shared),

@@ -8,7 +8,7 @@ struct minires_state {
 };
 extern "C" {
 extern minires_state minires_now;
-void minires_enter();
+void minires_enter(char* end_of_image);
 void* minires_shared(const void* key, void* place, size_t bytes, size_t element, const char* name);
 void minires_barrier(int id, const char* file, int line);
 const uint64_t* minires_exchange(unsigned mask, uint64_t value, const char* file, int line);
@@ -50,6 +50,19 @@ static inline void __syncwarp(unsigned mask = 0xffffffffu, const char* file = __
     minires_exchange(mask, 0, file, line);
 }
 
+#if defined(__APPLE__)
+#include <mach-o/getsect.h>
+#include <mach-o/ldsyms.h>
+static inline char* minires_image_end() {
+    unsigned long bytes = 0;
+    char* const data = reinterpret_cast<char*>(getsegmentdata(&_mh_dylib_header, "__DATA", &bytes));
+    return data + bytes;
+}
+#else
+extern "C" __attribute__((visibility("hidden"))) char _end;  // the linker's: where this library's data end
+static inline char* minires_image_end() { return &_end; }
+#endif
+
 namespace minires {
 static inline const uint64_t* exchange(unsigned mask, uint64_t value, const char* file, int line) {
     return minires_exchange(mask, value, file, line);
@@ -75,7 +88,7 @@ template <class... A, void (*K)(A...)> struct Kernel<K> {
     template <size_t... I> static inline void run(void** args, std::index_sequence<I...>) {
         const std::tuple<A...> values(*static_cast<A*>(args[I])...);
         minires_globals();
-        minires_enter();
+        minires_enter(minires_image_end());
         std::apply(K, values);
     }
     static void body(void** args) { run(args, std::index_sequence_for<A...>{}); }
