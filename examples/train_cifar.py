@@ -13,6 +13,7 @@ curves.png and, at the end, predictions.png (test images classified right, and w
 from __future__ import annotations
 
 import argparse
+import atexit
 import itertools
 import json
 import math
@@ -399,6 +400,16 @@ def output_folder(arguments: argparse.Namespace) -> Path:
     return out
 
 
+def hold(out: Path) -> None:
+    """Keep other runs out of the folder. The system gives it back when the process ends, however that is."""
+    lock = FileLock(out / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise FileExistsError(f"another run is writing to {out}: wait for its end, or give another --out") from None
+    atexit.register(lambda: (out / ".lock").unlink(missing_ok=True))
+
+
 def draw_network(run: Run, data: mr.cifar.Dataset) -> None:
     """What the network has learned: its first filters, and some of its answers."""
     pictures.filters(run.net.conv1.weight.numpy(), run.out / "filters.png")
@@ -422,11 +433,7 @@ def main() -> None:
         k: v for k, v in vars(arguments).items() if k not in ("out", "resume", "profile", "verify", "no_progress")
     }
     out = output_folder(arguments)
-    lock = FileLock(out / ".lock")
-    try:
-        lock.acquire(timeout=0)  # the system takes it back when the process ends, however that is
-    except Timeout:
-        raise FileExistsError(f"another run is writing to {out}: wait for its end, or give another --out") from None
+    hold(out)
     run = Run(options, out, net, optimizer, schedule, steps)
     run.has_bar = wants_bar() and not arguments.no_progress
     if arguments.resume:

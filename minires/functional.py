@@ -367,7 +367,8 @@ def batch_norm(
     x is (N, C, H, W); the others are (C,). In training the batch's mean and biased variance normalise, and
     running_mean and running_var are updated in place: running = (1 - momentum) running + momentum batch, the variance
     unbiased. In evaluation the running ones normalise. Raises ValueError or TypeError where shapes or dtypes do not
-    fit, a channel has one value in training, momentum is outside of 0 .. 1, or eps is negative or not finite. Formula: torch.nn.functional.batch_norm.
+    fit, a channel has one value in training, momentum is outside of 0 .. 1, or eps is negative or not finite.
+    Formula: torch.nn.functional.batch_norm.
     """
     bn = _BatchNorm("batch_norm", x, running_mean, running_var, weight, bias, training, momentum, eps)
     return record("batch_norm", bn.forward(_PLAIN), (x, weight, bias), lambda dy: bn.backward(_PLAIN, dy))
@@ -500,8 +501,8 @@ def cross_entropy(logits: Tensor, target: Any, label_smoothing: float = 0.0) -> 
     """The mean over the batch of the softmax cross-entropy, a tensor of shape ().
 
     logits is (N, C), target (N,) integers in 0 .. C-1, a NumPy array or one of the current device. Raises TypeError
-    for labels that are no integers, ValueError for one out of range, for shapes that do not fit, or smoothing outside
-    0 .. 1. Formula: torch.nn.functional.cross_entropy.
+    for labels that are no integers, ValueError for one out of range (of an array on a GPU: when the host next reads
+    from it), for shapes that do not fit, or smoothing outside 0 .. 1. Formula: torch.nn.functional.cross_entropy.
     """
     _check_tensors("cross_entropy", logits=logits)
     _check_rank("cross_entropy", "logits", logits, "N, C")
@@ -534,7 +535,7 @@ def count_correct(logits: Tensor, target: Any) -> Any:
 
 
 def _labels(operation: str, logits: Tensor, target: Any) -> Any:
-    """`target` as int32 on the device, checked there by a kernel."""
+    """`target` as int32 on the device; what is there already is checked by a kernel, of which a GPU tells when it is read."""
     target = np.asarray(target) if isinstance(target, (list, tuple)) else target
     if not hasattr(target, "dtype") or target.dtype.kind not in "iu":
         raise TypeError(
@@ -548,6 +549,9 @@ def _labels(operation: str, logits: Tensor, target: Any) -> Any:
     now = device.current()
     if not isinstance(target, (now.array_type, np.ndarray)):
         raise TypeError(f"{operation}: target is not on the current device, {now.name}")
+    if isinstance(target, np.ndarray) and (now.array_type is not np.ndarray or target.dtype != np.int32):  # the host's
+        for index in np.flatnonzero((target < 0) | (target >= c))[:1]:
+            raise _bad_label_error(int(index), int(target[index]), c)
     labels = target if target.dtype == np.int32 else _to_int32(target, c)
     labels = labels if isinstance(labels, now.array_type) and labels.flags.c_contiguous else now.to_device(labels)
     if not now.is_recording:  # the calls before have checked them
@@ -568,7 +572,11 @@ def _raise_bad_label() -> None:
     index, value, classes = now.to_host(found)
     if index >= 0:
         now.assign(found, np.full(3, -1, np.int32))
-        raise ValueError(f"target[{index}] is {value}, but with {classes} classes labels lie in 0 .. {classes - 1}")
+        raise _bad_label_error(index, value, classes)
+
+
+def _bad_label_error(index: int, value: int, classes: int) -> ValueError:
+    return ValueError(f"target[{index}] is {value}, but with {classes} classes labels lie in 0 .. {classes - 1}")
 
 
 def _to_int32(labels: Any, classes: int) -> Any:

@@ -160,7 +160,8 @@ class CosineAnnealingLR(Schedule):
 class OneCycleLR(Schedule):
     """From max_lr / div_factor up to max_lr in the share `pct_start` of total_steps, then down to nearly nothing.
 
-    pct_start lies in 0 .. 1, the factors are at least 1. Both ways along half a cosine; the end is max_lr / div_factor / final_div_factor. The momentum is left alone
+    pct_start lies in 0 .. 1, the factors are at least 1. Both ways along half a cosine; the end is
+    max_lr / div_factor / final_div_factor. The momentum is left alone
     (PyTorch's cycle_momentum=False). step() raises ValueError past total_steps.
     """
 

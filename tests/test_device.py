@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -268,23 +269,24 @@ def test_two_processes_compile_at_once(tmp_path):
     for process in processes:
         _, errors = process.communicate()
         assert process.returncode == 0, errors
-    assert [path.suffix for path in (tmp_path / "minires").iterdir()] == [".so"]
+    assert [path.suffix for path in (tmp_path / "minires").iterdir()] == [".so", ".so"]  # and the runtime
 
 
 @pytest.mark.parametrize("damage", ["cut off", "text", "another bit"])
 def test_a_damaged_cache_is_compiled_anew(tmp_path, damage):
     """What a full disk or a killed copy leaves would kill the process that loads it."""
     assert python(ONE_KERNEL, XDG_CACHE_HOME=str(tmp_path)).wait() == 0
-    (library,) = (tmp_path / "minires").glob("*.so")
-    whole = library.read_bytes()
-    middle = len(whole) // 2
-    bits = whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :]
-    library.write_bytes({"cut off": whole[:4096], "text": b"not a library\n", "another bit": bits}[damage])
+    whole = {library: library.read_bytes() for library in (tmp_path / "minires").glob("*.so")}
+    assert len(whole) == 2  # the kernel, and the runtime that kernels share
+    for library, data in whole.items():
+        middle = len(data) // 2
+        bits = data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :]
+        library.write_bytes({"cut off": data[:4096], "text": b"not a library\n", "another bit": bits}[damage])
     process = python(ONE_KERNEL, XDG_CACHE_HOME=str(tmp_path))
     _, errors = process.communicate()
     assert process.returncode == 0, errors
-    assert errors.splitlines() == [f"{library} is damaged and is compiled anew"]
-    assert library.read_bytes() == whole
+    assert set(errors.splitlines()) == {f"{library} is damaged and is compiled anew" for library in whole}
+    assert {library: library.read_bytes() for library in (tmp_path / "minires").glob("*.so")} == whole
 
 
 @pytest.mark.parametrize("change", ["\r\n", "\ufeff"], ids=["CR LF", "BOM"])
@@ -315,8 +317,25 @@ def test_an_unusable_environment_is_one_sentence(environment, words):
 def test_no_gpu_is_one_sentence():
     if "cuda" in sys.modules["conftest"].DEVICES:
         pytest.skip("there is a GPU")
-    with pytest.raises(mr.DeviceError, match="the cuda device cannot be used: .*; use the cpu device"):
-        mr.set_device("cuda")
+    plain = {"PYTHONPATH": str(Path(__file__).parent.parent), "LD_LIBRARY_PATH": ""}
+    process = python("import minires as mr; mr.set_device('cuda')", **plain)
+    _, errors = process.communicate()
+    assert "DeviceError: the cuda device cannot be used: no NVIDIA driver (libcuda) was found; use the cpu" in errors
+
+
+def test_an_old_cupy_is_one_sentence(tmp_path):
+    """Before 14 CuPy does not find the NVRTC that pip installs."""
+    if "late" not in sys.modules["conftest"].DEVICES:
+        pytest.skip("this pretends that there is a driver")
+    (tmp_path / "cupy").mkdir()
+    (tmp_path / "cupy" / "__init__.py").write_text('__version__ = "13.6.0"\n')
+    late = sys.modules["conftest"].late_gpu_environment(0)
+    path = os.pathsep.join([str(tmp_path), str(Path(__file__).parent.parent)])
+    process = python("import minires as mr; mr.set_device('cuda')", **late | {"PYTHONPATH": path})
+    _, errors = process.communicate()
+    assert errors.splitlines()[-1].endswith(
+        "CuPy 13.6.0 is too old, minires needs 14 or newer; pip install -U cupy-cuda12x"
+    )
 
 
 def test_a_forked_process_can_launch():

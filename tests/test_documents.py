@@ -270,7 +270,7 @@ def test_the_places_on_the_roofline_are_the_reports():
 
 def test_the_ladder_is_the_one_measured():
     ladder = (ROOT / "examples" / "results" / "cpu-epyc-zen4" / "ladder.md").read_text()
-    table = ladder[ladder.index("| step") :].strip()
+    table = ladder[ladder.index("| step") :].strip().split("\n\n")[0]
     assert table.count("\n") == 7 and table in (ROOT / "kernels" / "README.md").read_text()
 
 

@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <sys/mman.h>
 
+#include <atomic>
 #include <condition_variable>
 #include <mutex>
 #include <thread>
@@ -34,13 +35,14 @@ EXPORT char* minires_take_stack() {
 EXPORT void minires_give_stack(char* base) { free_stacks.push_back(base); }
 
 // ---------------------------------------------------------------------------------------------------------------
-// OS threads, which all do the same work until none is left
+// OS threads, which all do the same work until none is left. Launches follow one another closely, and to wake a thread that
+// sleeps takes longer than many a launch: so they look out for the next one for a while before they sleep.
 
 class Pool {
    public:
     void run(void (*work)(void*), void* launch, unsigned threads) {
         std::lock_guard<std::mutex> one_launch(launch_mutex_);
-        while (size_ + 1 < threads) std::thread(&Pool::serve, this, size_++, round_).detach();
+        while (size_ + 1 < threads) std::thread(&Pool::serve, this, size_++, round_.load()).detach();
         {
             std::lock_guard<std::mutex> lock(mutex_);
             work_ = work;
@@ -51,28 +53,40 @@ class Pool {
         }
         if (size_) wake_.notify_all();
         work(launch);
+        if (look_out([&] { return busy_ == 0; })) return;
         std::unique_lock<std::mutex> lock(mutex_);
         done_.wait(lock, [&] { return busy_ == 0; });
     }
 
    private:
+    template <class F> static bool look_out(F seen) {
+        for (int turn = 0; turn < 20'000; ++turn) {
+            if (seen()) return true;
+#if defined(__x86_64__)
+            __builtin_ia32_pause();
+#endif
+        }
+        return false;
+    }
     void serve(unsigned index, uint64_t seen) {
         for (;;) {
-            std::unique_lock<std::mutex> lock(mutex_);
-            wake_.wait(lock, [&] { return round_ != seen; });
+            if (!look_out([&] { return round_ != seen; })) {
+                std::unique_lock<std::mutex> lock(mutex_);
+                wake_.wait(lock, [&] { return round_ != seen; });
+            }
             seen = round_;
-            lock.unlock();
-            if (index < helpers_) work_(launch_);
-            lock.lock();
+            if (index < helpers_) work_.load()(launch_);
+            std::lock_guard<std::mutex> lock(mutex_);
             if (--busy_ == 0) done_.notify_one();
         }
     }
     std::mutex launch_mutex_, mutex_;
     std::condition_variable wake_, done_;
-    void (*work_)(void*) = nullptr;
-    void* launch_ = nullptr;
-    unsigned size_ = 0, helpers_ = 0, busy_ = 0;
-    uint64_t round_ = 0;
+    std::atomic<void (*)(void*)> work_{nullptr};
+    std::atomic<void*> launch_{nullptr};
+    std::atomic<unsigned> helpers_{0}, busy_{0};
+    std::atomic<uint64_t> round_{0};
+    unsigned size_ = 0;
 };
 
 static Pool* pool;  // never destroyed: its threads outlive static destructors

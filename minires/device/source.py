@@ -54,12 +54,10 @@ def expand_includes(code: str, replace: Callable[[str], str | None]) -> str:
 
 def place_of(code: str, position: int) -> tuple[str, int]:
     """File and line of a place in `code`, by the last #line above it."""
-    mark = None
-    for mark in re.finditer(r'^#line (\d+) "([^"\n]*)"$', code[:position], re.MULTILINE):
-        pass
-    if mark is None:
+    marks = list(re.finditer(r'^#line (\d+) "([^"\n]*)"$', code[:position], re.MULTILINE))
+    if not marks:
         return "RawKernel", code.count("\n", 0, position) + 1
-    return mark[2], int(mark[1]) + code.count("\n", mark.end(), position) - 1
+    return marks[-1][2], int(marks[-1][1]) + code.count("\n", marks[-1].end(), position) - 1
 
 
 # Headers of a whole program that a kernel does not need; what they declare for kernels is built in.

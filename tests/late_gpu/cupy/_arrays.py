@@ -9,7 +9,7 @@ import numpy as np
 from . import _memory, _queues
 
 
-class ndarray:  # noqa: N801: CuPy's name
+class ndarray:  # noqa: N801
     def __init__(self, shape: Any, dtype: Any = float, memptr: _memory.MemoryPointer | None = None) -> None:
         shape = (shape,) if isinstance(shape, (int, np.integer)) else tuple(shape)
         dtype = np.dtype(dtype)
@@ -68,7 +68,7 @@ class ndarray:  # noqa: N801: CuPy's name
         source = self._view
         return self._new(np.empty(self.shape, dtype), lambda: source.astype(dtype))
 
-    def clip(self, min: Any = None, max: Any = None, out: Any = None) -> ndarray:  # noqa: A002: CuPy's names
+    def clip(self, min: Any = None, max: Any = None, out: Any = None) -> ndarray:  # noqa: A002
         source = self._view
         return self._new(source, lambda: source.clip(min, max))
 

@@ -3,7 +3,7 @@ from typing import Any
 from .._errors import CUDARuntimeError as CUDARuntimeError
 
 
-def getDeviceCount() -> int:  # noqa: N802: CUDA's name
+def getDeviceCount() -> int:  # noqa: N802
     return 1
 
 
