@@ -5,7 +5,8 @@
     python tests/gpu_check.py --rehearse --out DIR                     every part in small, to see that all of it runs
 
 In order, each part under a time limit of its own: the machine; the whole test suite on the GPU; compute-sanitizer
-(memcheck, racecheck, initcheck, synccheck) over the kernels' tests; the benchmark beside PyTorch, and the GEMM ladder;
+(memcheck, racecheck, initcheck, synccheck) over the kernels' tests; ncu over a training step, its counters beside ours
+(counters.md); the benchmark beside PyTorch, and the GEMM ladder;
 the `fast` recipe on real CIFAR-10 from DIR; and the `paper` recipe, with one seed after another while time is left.
 Writes report.md and report.json to --out after every part, so that a run that is cut off keeps what it had.
 """
@@ -13,9 +14,11 @@ Writes report.md and report.json to --out after every part, so that a run that i
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -32,6 +35,7 @@ LIMITS = {
     "machine": 20,
     "suite": 150,
     "sanitizer": 40,
+    "counters": 60,
     "benchmark": 90,
     "fast": 120,
     "paper": 540,
@@ -89,6 +93,63 @@ def sanitizer(arguments: argparse.Namespace) -> list[dict]:
     return [run([program, "--tool", tool, "--error-exitcode", "9", *tests], arguments.limit()) for tool in TOOLS]
 
 
+METRICS = {  # of Nsight Compute, and what we call them
+    "l1tex__t_sectors_pipe_lsu_mem_global_op_ld.sum": "sectors",
+    "l1tex__t_sectors_pipe_lsu_mem_global_op_st.sum": "sectors",
+    "l1tex__data_pipe_lsu_wavefronts_mem_shared.sum": "wavefronts",
+    "launch__registers_per_thread": "registers",
+    "sm__warps_active.avg.per_cycle_active": "warps",
+}
+
+
+def counters(arguments: argparse.Namespace) -> list[dict]:
+    """What ncu counts in a training step, beside what is counted without a GPU."""
+    batch, out, examples = "4" if arguments.rehearse else "128", Path(arguments.out), str(ROOT / "examples")
+    ours = [
+        sys.executable,
+        f"{examples}/inspect_kernel.py",
+        "--step",
+        "--batch",
+        batch,
+        "--json",
+        str(out / "ours.json"),
+    ]
+    results = [run(ours, arguments.limit())]
+    program = shutil.which("ncu") or "/usr/local/cuda/bin/ncu"
+    code = f"import sys; sys.path.insert(0, {examples!r}); import inspect_kernel as i; i.training_step({batch})()"
+    options = ["--csv", "--page", "raw", "--log-file", str(out / "ncu.csv"), "--metrics", ",".join(METRICS)]
+    if Path(program).exists():
+        results.append(run([program, *options, sys.executable, "-c", code], arguments.limit()))
+        (out / "counters.md").write_text(
+            beside(json.loads((out / "ours.json").read_text()), (out / "ncu.csv").read_text())
+        )
+    return results
+
+
+def beside(ours: dict, log: str) -> str:
+    """A table, a row a kernel: sectors and wavefronts of all its launches, registers and resident warps; theirs, ours."""
+    rows = list(csv.DictReader(line for line in log.splitlines() if line.startswith('"')))
+    theirs: dict[str, dict[str, float]] = {}
+    for row in (row for row in rows if row["ID"]):  # the second line has the units
+        name = re.match(r"(?:void )?(\w+)", row["Kernel Name"])[1]
+        sums = theirs.setdefault(name, dict.fromkeys(METRICS.values(), 0.0))
+        for metric, what in METRICS.items():
+            value = float(row[metric].replace(",", ""))
+            sums[what] = sums[what] + value if what in ("sectors", "wavefronts") else max(sums[what], value)
+    lines = ["| kernel | sectors | ours | wavefronts | ours | registers | ours | warps | ours |", "|---" * 9 + "|"]
+    for name, sums in theirs.items():
+        of_kernel = [r for r in ours["launches"] if r["kernel"].split("<")[0] == name]
+        h100 = [r["gpus"]["H100"] for r in of_kernel if "H100" in r["gpus"]]
+        own = {
+            "sectors": sum(r["count"] * r["global"]["sectors"] for r in of_kernel),
+            "wavefronts": sum(r["count"] * r["shared"]["wavefronts"] for r in of_kernel),
+            "registers": max((g["registers"] for g in h100), default=0),
+            "warps": max((g["warps_at_grid"] for g in h100), default=0),
+        }
+        lines.append(f"| {name} | " + " | ".join(f"{sums[k]:.0f} | {own[k]:.0f}" for k in own) + " |")
+    return "\n".join(lines) + "\n"
+
+
 def benchmark(arguments: argparse.Namespace) -> list[dict]:
     examples, out = ROOT / "examples", str(Path(arguments.out) / "benchmark")
     steps = [sys.executable, str(examples / "benchmark.py"), "--device", "cuda", "--out", out]
@@ -123,6 +184,7 @@ PARTS = {
     "machine": machine,
     "suite": suite,
     "sanitizer": sanitizer,
+    "counters": counters,
     "benchmark": benchmark,
     "fast": lambda arguments: [train(arguments, "fast")],
     "paper": paper,

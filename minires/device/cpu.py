@@ -200,11 +200,25 @@ def prepare(code: str, wanted: set[str]) -> str:
             code = code[: kernel.begin] + spaces(code[kernel.begin : kernel.end]) + code[kernel.end :]
     code = expand_includes(code, _header)
     code = re.sub(r"\bstatic\s+(?=__(?:constant|shared|device)__)|(?<=__constant__)\s+static\b", "", code)
-    code, dynamic = _DYNAMIC.subn(r"MINIRES_DYNAMIC_SHARED \1 __asm__(MINIRES_DYNAMIC_SYMBOL);", code)
+    text, dynamic = blank(code), False
+
+    def shared(match: re.Match) -> str:
+        nonlocal dynamic
+        dynamic = True
+        before = text[: match.start()]
+        if before.count("{") == before.count("}"):  # outside of functions it stays an array
+            return f"MINIRES_DYNAMIC_SHARED {match[0][match.end('head') - match.start() : -1]} __asm__(MINIRES_DYNAMIC_SYMBOL);"
+        kind, rest = re.sub(r"(?:__align__|alignas)\s*\([^()]*\)", "", match["type"]).strip(), match["rest"].strip()
+        return f"{kind} (*const {match['name']}){rest} = reinterpret_cast<{kind} (*){rest}>(minires_dynamic_shared);"
+
+    code = _DYNAMIC.sub(shared, code)
     return f"MINIRES_DYNAMIC_MEMORY({MAX_SHARED})\n{code}" if dynamic else code
 
 
-_DYNAMIC = re.compile(r"(?:\bextern\s+__shared__|__shared__\s+extern)\s+([^;()]*(?:\(\d+\))?[^;()]*\[\s*\])\s*;")
+_DYNAMIC = re.compile(
+    r"(?P<head>\bextern\s+__shared__|__shared__\s+extern)\s+(?P<type>[^;()]*?(?:\(\d+\))?[^;()]*?)"
+    r"(?P<name>\b\w+)\s*\[\s*\](?P<rest>(?:\s*\[[^\];]*\])*)\s*;"
+)
 
 
 def _header(name: str) -> str | None:

@@ -38,7 +38,7 @@ long long minires_clock();
     static name##_type& name = name##_zone.array
 #define MINIRES_DYNAMIC_SHARED extern
 #define MINIRES_UNWATCHED __attribute__((noinline, no_sanitize_thread))
-#define MINIRES_DYNAMIC_MEMORY(bytes)  // engine.cpp has it
+#define MINIRES_DYNAMIC_MEMORY(bytes) extern "C" char minires_dynamic_shared[];  // engine.cpp has it
 
 #define __syncthreads() minires_barrier(__COUNTER__, __FILE__, __LINE__)  // the counter tells two on a line apart
 #define __syncthreads_count(predicate) minires_vote(bool(predicate), __COUNTER__, __FILE__, __LINE__)
