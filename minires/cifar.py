@@ -15,7 +15,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from filelock import FileLock
@@ -170,8 +170,8 @@ def _python_version(root: Path) -> dict[str, bytes] | None:
         return None
     try:
         with tarfile.open(archive, "r:gz") as tar:
-            return {f"{archive}: {name}": tar.extractfile(f"{PYTHON_FOLDER}/{name}").read() for name in PYTHON_MD5}
-    except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile, KeyError, AttributeError) as error:
+            return {f"{archive}: {name}": _open(tar, f"{PYTHON_FOLDER}/{name}").read() for name in PYTHON_MD5}
+    except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile, KeyError) as error:
         raise DamagedError(f"{archive} is not the official archive of CIFAR-10: {error}") from None
 
 
@@ -279,7 +279,7 @@ def _extract_expected(archive: Path, destination: Path) -> None:
                         f"the CIFAR-10 archive's {name} has {member.size} bytes: it is not the official one"
                     )
                 expected.remove(name)
-                with tar.extractfile(member) as source, (destination / name).open("wb") as file:
+                with _open(tar, member) as source, (destination / name).open("wb") as file:
                     shutil.copyfileobj(source, file)
                     file.flush()
                     os.fsync(file.fileno())
@@ -287,6 +287,13 @@ def _extract_expected(archive: Path, destination: Path) -> None:
         raise DataError(f"the CIFAR-10 archive cannot be extracted: {error}") from None
     if expected:
         raise DataError(f"the CIFAR-10 archive lacks {', '.join(sorted(expected))}")
+
+
+def _open(tar: tarfile.TarFile, member: str | tarfile.TarInfo) -> IO[bytes]:
+    file = tar.extractfile(member)
+    if file is None:
+        raise KeyError(f"{member} is not a file")
+    return file
 
 
 def _check_member(member: tarfile.TarInfo, budget: int) -> None:

@@ -7,6 +7,7 @@ import re
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 ATTEMPTS = 4  # in a row that bring nothing new, before giving up
 BACKOFF = 1.0  # seconds before the next attempt; twice as long after each that brought nothing
@@ -61,7 +62,7 @@ def _length(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
 
 
-def _attempt(url: str, path: Path, size: int, bar) -> str | None:
+def _attempt(url: str, path: Path, size: int, bar: Any) -> str | None:
     """One request for what is missing; a reason to try again, or None where all of it came."""
     import requests
     import urllib3
@@ -98,7 +99,7 @@ def _attempt(url: str, path: Path, size: int, bar) -> str | None:
     return None if _length(path) == size else f"the server sent {_length(path)} bytes of {size}"
 
 
-def _extent(response) -> tuple[int, int | None]:
+def _extent(response: Any) -> tuple[int, int | None]:
     """The first byte that the answer holds, and the size of the whole file where it says so."""
     if response.status_code == 206:
         match = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", ""))

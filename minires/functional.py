@@ -328,9 +328,8 @@ class _BatchNorm:
         return tuple(_empty((self.chunks, self.sizes[1]), self.x.data) for _ in range(2))
 
     def forward(self, fused: str, residual: Any = None) -> Any:
-        y, parts = _empty(self.x.shape, self.x.data), (None, None)
+        y, parts = _empty(self.x.shape, self.x.data), self._parts() if self.training else (None, None)
         if self.training:
-            parts = self._parts()
             self._launch("batchnorm_chunk_statistics", "", self.x.data, *parts, *self.sizes)
         arrays = self.x.data, *parts, *self.statistics, *self.running, *self.affine, residual, y
         self._launch("batchnorm_forward", fused, *arrays, *self.sizes, self.training, self.momentum, self.eps)
@@ -343,9 +342,9 @@ class _BatchNorm:
         arrays = self.x.data, y, dy, *self.statistics, *self.affine, dz, *parts
         self._launch("batchnorm_chunk_sums", fused, *arrays, *self.sizes)
         dx, d_weight, d_bias = _empty(dy.shape, dy), _empty((c,), dy), _empty((c,), dy)
-        arrays = self.x.data, dz if add else dy, *self.statistics, *self.affine, *parts, d_weight, d_bias, dx
+        inputs = self.x.data, dz if add else dy, *self.statistics, *self.affine, *parts, d_weight, d_bias, dx
         relu = ", true" if fused == _RELU else ", false"
-        self._launch("batchnorm_backward", relu, *arrays, *self.sizes, self.training)
+        self._launch("batchnorm_backward", relu, *inputs, *self.sizes, self.training)
         return (dx, d_weight, d_bias, dz) if add else (dx, d_weight, d_bias)
 
 
@@ -427,6 +426,9 @@ def add(a: Tensor, b: Tensor) -> Tensor:
     return record("add", add_arrays(a.data, b.data), (a, b), lambda dy: (dy, dy))
 
 
+Tensor.__add__ = add
+
+
 def shortcut(x: Tensor, out_channels: int, stride: int = 1) -> Tensor:
     """The parameter-free shortcut, option A of He et al. 2015: every stride-th pixel, and channels of zeros.
 
@@ -490,7 +492,8 @@ def global_avg_pool2d(x: Tensor) -> Tensor:
     """The mean of each channel of each image: (N, C, H, W) to (N, C). Raises ValueError for another shape."""
     _check_tensors("global_avg_pool2d", x=x)
     _check_rank("global_avg_pool2d", "x", x, "N, C, H, W")
-    return avg_pool2d(x, x.shape[2:]).reshape(x.shape[:2])
+    n, c, h, w = x.shape
+    return avg_pool2d(x, (h, w)).reshape(n, c)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -28,12 +28,15 @@ def gradcheck(
     |analytic - numerical| <= atol + rtol * (the largest |numerical| of its tensor).
 
     Returns the largest error relative to its tensor's largest gradient. Raises GradcheckError with the worst element's
-    name, index and both values; TypeError where an input is not float64; ValueError where eps or atol is not above 0.
+    name, index and both values; TypeError where an input is not float64; ValueError where there are no inputs,
+    or eps or atol is not above 0.
     """
     check_range("gradcheck", "eps", eps, np.finfo(float).tiny)
     check_range("gradcheck", "rtol", rtol, 0)
     check_range("gradcheck", "atol", atol, np.finfo(float).tiny)
     named = dict(inputs) if isinstance(inputs, Mapping) else {f"input {i}": t for i, t in enumerate(inputs)}
+    if not named:
+        raise ValueError("gradcheck: inputs is empty: there is no gradient to check")
     arguments = () if isinstance(inputs, Mapping) else tuple(inputs)
     for name, tensor in named.items():
         if tensor.dtype != np.float64:
@@ -47,17 +50,18 @@ def gradcheck(
         with no_grad():
             return float(np.sum(f(*arguments).numpy() * weights, dtype=np.longdouble))
 
-    worst, relative = None, 0.0
+    worst: tuple = (-1.0,)
+    relative = 0.0
     for name, tensor in named.items():
         analytic = np.zeros(tensor.shape) if tensor.grad is None else tensor.grad.numpy()
         numerical = _central_differences(weighted_sum, tensor, eps)
         error, scale = np.abs(analytic - numerical), np.abs(numerical).max()
         error[np.isnan(error)] = np.inf
-        index = np.unravel_index(np.argmax(error), error.shape)
+        index = tuple(map(int, np.unravel_index(np.argmax(error), error.shape)))
         excess = error[index] / (atol + rtol * scale)
         relative = max(relative, float(error[index] / max(scale, atol / rtol)))
-        if worst is None or not excess <= worst[0]:
-            worst = excess, name, tuple(map(int, index)), analytic[index], numerical[index]
+        if not excess <= worst[0]:
+            worst = excess, name, index, analytic[index], numerical[index]
     if not worst[0] <= 1:
         _, name, index, analytic_value, numerical_value = worst
         raise GradcheckError(

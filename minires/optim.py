@@ -85,7 +85,7 @@ class SGD:
     def _update(self, chosen: list[int], rate: Any) -> None:
         parameters = [self.params[i] for i in chosen]
         note_used(*parameters)
-        weights, gradients = [p.data for p in parameters], [p.grad.data for p in parameters]
+        weights, gradients = [p.data for p in parameters], [p.grad.data for p in parameters if p.grad is not None]
         velocities = [self.velocities[i] for i in chosen] if self.momentum else None
         counts, sizes = [math.prod(w.shape) for w in weights], np.zeros((), [("at", np.int64, device.MAX_POINTERS)])
         sizes["at"][: len(counts)] = counts
@@ -94,7 +94,7 @@ class SGD:
         device.launch(name, grid, block, *arrays, self.momentum, self.weight_decay, self.nesterov)
 
 
-def _zeros_like(p: Tensor):
+def _zeros_like(p: Tensor) -> Any:
     return device.current().to_device(np.zeros(p.shape, p.dtype))
 
 

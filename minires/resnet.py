@@ -75,6 +75,10 @@ class ResNet(Module):
     Raises ValueError for another shortcut or not three positive layer counts.
     """
 
+    layer1: Sequential
+    layer2: Sequential
+    layer3: Sequential
+
     def __init__(
         self,
         block: type[BasicBlock | Bottleneck],
@@ -122,7 +126,7 @@ def from_state_dict(state: Mapping[str, np.ndarray]) -> ResNet:
     blocks = {tuple(name.split(".")[:2]) for name in state if re.match(r"layer\d+\.\d+\.", name)}
     depth = max(6 * round(len(blocks) / 3) + 2, 8)
     shortcut = "B" if any(".downsample." in name for name in state) else "A"
-    classes = len(state["fc.weight"]) if np.ndim(state.get("fc.weight")) == 2 else 10
+    classes = len(state["fc.weight"]) if np.ndim(state.get("fc.weight", 0)) == 2 else 10
     net = resnet(depth, classes, shortcut)
     try:
         net.load_state_dict(state)

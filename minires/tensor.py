@@ -73,6 +73,8 @@ class Tensor:
     Raises TypeError where the dtype is not float32 or float64, or the array belongs to the other device.
     """
 
+    __add__: Callable[[Tensor, Tensor], Tensor]  # functional.py sets it: the graph knows of no operation
+
     def __init__(self, data: Any, requires_grad: bool = False) -> None:
         self._set(_copy_to_device(data), requires_grad)
 
@@ -125,11 +127,6 @@ class Tensor:
         except ValueError:
             raise ValueError(f"cannot reshape a tensor of shape {before} to {tuple(shape)}") from None
         return record("reshape", data, (self,), lambda dy: (dy.reshape(before),))
-
-    def __add__(self, other: Tensor) -> Tensor:
-        from .functional import add
-
-        return add(self, other)
 
     def backward(self, gradient: Tensor | np.ndarray | None = None) -> None:
         """Add the gradient of this tensor with respect to each leaf that requires one to that leaf's `.grad`.

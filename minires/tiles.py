@@ -61,7 +61,10 @@ class Weight:
     thread_out: int
     pixels: int
 
-    arguments = Conv.arguments
+    @property
+    def arguments(self) -> str:
+        """Of the template, as C++ has them."""
+        return ", ".join(map(str, vars(self).values()))
 
     @property
     def threads(self) -> int:

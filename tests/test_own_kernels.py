@@ -418,6 +418,19 @@ def test_what_cannot_be_had_is_one_sentence(code, words, current_device):
         assert len(str(caught.value).splitlines()) == 1
 
 
+@pytest.mark.parametrize("type_and_name", ["union { int a; float b; } u", "struct S { int a; } u", "float (*u)[4]"])
+def test_shared_memory_of_a_type_without_a_name_is_one_sentence(type_and_name, current_device):
+    if current_device != "cpu":
+        pytest.skip("a limit of the cpu device's instruments")
+    code = f"{HEAD}\n__shared__ {type_and_name};\n}}\n"
+    with (
+        mr.sanitize(),
+        pytest.raises(mr.DeviceError, match="RawKernel:[23]: __shared__ .* the name of a type") as caught,
+    ):
+        mr.RawKernel(code, "k")
+    assert len(str(caught.value).splitlines()) == 1
+
+
 def test_other_kernels_of_the_file_do_not_matter(current_device):
     if current_device != "cpu":
         pytest.skip("NVRTC compiles all of a file")

@@ -35,7 +35,7 @@ _current = None
 
 
 @functools.cache
-def _make(name: str):
+def _make(name: str) -> Any:
     if name == "cpu":
         from .cpu import CpuDevice
 
@@ -83,7 +83,7 @@ def set_device(name: str) -> None:
 
 
 @functools.cache
-def _library(device, file: Path, scalar: np.dtype, watched: type | None) -> Module:
+def _library(device: Any, file: Path, scalar: np.dtype, watcher: str) -> Module:
     return device.compile(read_source(file), scalar)
 
 
@@ -102,7 +102,7 @@ def launch(
     file = library_files().get(base_name(name))
     if file is None:
         raise ValueError(f"no kernel {name!r} in {KERNELS_DIR}")
-    kernel = _library(now, file, scalar, type(now.watcher)).kernel(name, together=True)
+    kernel = _library(now, file, scalar, type(now.watcher).__name__).kernel(name, together=True)
     if _observer is None:
         kernel(grid, block, args)
     else:
@@ -145,13 +145,13 @@ class RawKernel:
 
     def _compiled(self) -> Callable:
         now = current()
-        return _user_module(now, self._code, type(now.watcher)).kernel(self._name)
+        return _user_module(now, self._code, type(now.watcher).__name__).kernel(self._name)
 
     def __call__(self, grid: tuple[int, ...], block: tuple[int, ...], args: tuple, shared_mem: int = 0) -> None:
         self._compiled()(grid, block, args, shared_mem)
 
 
 @functools.lru_cache(maxsize=256)
-def _user_module(device, code: str, watched: type | None) -> Module:
+def _user_module(device: Any, code: str, watcher: str) -> Module:
     code = code.removeprefix("\ufeff")
     return device.compile(f'#line 1 "RawKernel"\n{code}', np.dtype(np.float32))

@@ -305,8 +305,9 @@ def _explain(code: str, message: str) -> str | None:
     if missing := re.search(r"fatal error: '?([^:'\n]+)'?(?: file not found|: No such file)", message):
         place = re.search(rf"^[^\n]*?(\S+:\d+):\d+: fatal error: '?{re.escape(missing[1])}", message, re.MULTILINE)
         return f"{place[1] if place else 'RawKernel'}: there is no header {missing[1]!r} on the cpu device"
-    if re.search(r"^entries: In function", message, re.MULTILINE) and "no matches converting" in message:
-        return f"there is no such instance: {re.search(r'candidate is: .(.*).$', message, re.MULTILINE)[1]}"
+    candidate = re.search(r"candidate is: .(.*).$", message, re.MULTILINE)
+    if candidate and re.search(r"^entries: In function", message, re.MULTILINE) and "no matches converting" in message:
+        return f"there is no such instance: {candidate[1]}"
     for what, (pattern, words) in _NOT_HERE.items():
         if re.search(words, message) and (found := re.search(pattern, blank(code))):
             file, line = place_of(code, found.start())
@@ -371,7 +372,7 @@ class CpuDevice:
         self.assign(copy, array)
         return copy
 
-    def filled(self, shape: tuple[int, ...], dtype: np.dtype, value: float):
+    def filled(self, shape: tuple[int, ...], dtype: np.dtype, value: float) -> Any:
         """An array of device memory with one value everywhere."""
         return self.to_device(np.full(shape, value, dtype))
 
@@ -456,7 +457,7 @@ def _c_value(argument: Any) -> Any:
     if isinstance(argument, list):
         return (ctypes.c_void_p * MAX_POINTERS)(*map(_address, argument))
     if isinstance(argument, np.void):
-        return (ctypes.c_char * argument.nbytes).from_buffer_copy(argument)
+        return (ctypes.c_char * argument.nbytes).from_buffer_copy(argument.tobytes())
     return _C[argument.dtype](argument)
 
 

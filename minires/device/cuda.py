@@ -44,7 +44,7 @@ def _include_paths() -> list[Path]:
     roots = [
         (root, places[name])
         for name, spec in specs.items()
-        for root in (spec.submodule_search_locations if spec else ())
+        for root in (spec.submodule_search_locations or () if spec else ())
     ]
     return [path for path in (Path(root) / place for root, place in roots) if path.is_dir()]
 
@@ -178,7 +178,7 @@ class CudaDevice:
         name = self._cupy.cuda.runtime.getDeviceProperties(self._cupy.cuda.Device().id)["name"].decode()
         return f"cuda, {name}, CuPy {self._cupy.__version__}"
 
-    def empty(self, shape: tuple[int, ...], dtype: np.dtype):
+    def empty(self, shape: tuple[int, ...], dtype: np.dtype) -> Any:
         """An uninitialised array of device memory."""
         return self._cupy.empty(shape, dtype)
 
@@ -188,11 +188,11 @@ class CudaDevice:
             self._forbid_while_recording()
         return self._cupy.array(array, order="C")
 
-    def filled(self, shape: tuple[int, ...], dtype: np.dtype, value: float):
+    def filled(self, shape: tuple[int, ...], dtype: np.dtype, value: float) -> Any:
         """An array of device memory with one value everywhere."""
         return self._cupy.full(shape, value, dtype)
 
-    def assign(self, target, source) -> None:
+    def assign(self, target: Any, source: Any) -> None:
         """Copy an array of the host or the device into a device array of the same shape and dtype."""
         if isinstance(source, np.ndarray):
             self._forbid_while_recording()
@@ -200,7 +200,7 @@ class CudaDevice:
         else:
             self._cupy.copyto(target, source)
 
-    def assign_later(self, target, source: np.ndarray) -> None:
+    def assign_later(self, target: Any, source: np.ndarray) -> None:
         """Copy a small array of the host when the launches before have run, without waiting for them.
 
         CUDA copies without waiting only from pinned memory, which must stay as it is until the copy is done.
@@ -213,7 +213,7 @@ class CudaDevice:
         event.record()
         self._in_flight.append((pinned, event))
 
-    def to_host(self, array) -> np.ndarray:
+    def to_host(self, array: Any) -> np.ndarray:
         """A copy of a device array as a NumPy array."""
         self._forbid_while_recording()
         copy = self._cupy.asnumpy(array)
@@ -293,11 +293,13 @@ class _Recording:
     def __init__(self, device: CudaDevice, cupy: Any, function: Callable) -> None:
         self._device, self._cupy, self._function = device, cupy, function
         self._pool, self._stream = cupy.cuda.MemoryPool(), cupy.cuda.Stream(non_blocking=True)
-        self._inputs: list | None = None
-        self._graph, self._outputs, self._calls = None, None, 0
+        self._inputs: list = []
+        self._graph: Any = None
+        self._outputs: Any = None
+        self._calls = 0
 
     def __call__(self, arrays: list) -> Any:
-        if self._inputs is None:
+        if not self._inputs:
             self._inputs = [self._cupy.empty_like(a) for a in arrays]
         for fixed, given in zip(self._inputs, arrays, strict=True):
             self._cupy.copyto(fixed, given)

@@ -126,6 +126,7 @@ def find_kernels(code: str) -> dict[str, KernelText]:
         if text[body : body + 1] != "{":
             continue
         before = _BEFORE.search(text[max(mark.start() - 2000, 0) : mark.start()])
+        assert before  # the empty string matches
         template = before["parameters"]
         names = split(template) if template is not None else ()
         begin = mark.start() - len(before[0])
@@ -195,7 +196,7 @@ class Signature:
             )
         return [self._bind_one(p, a, array_type) for p, a in zip(self.parameters, args, strict=True)]
 
-    def _bind_one(self, p: Parameter, value: Any, array_type: type) -> Any:
+    def _bind_one(self, p: Parameter, value: Any, array_type: type[Any]) -> Any:
         where = f"argument {p.name!r} of kernel {self.name}"
         if p.kind == "scalar":
             return _scalar(p.dtype, value, where)
@@ -224,8 +225,8 @@ class Signature:
 MAX_POINTERS = 64  # of Pointers<T> in kernels/common.cuh
 
 
-def _words(dtype: np.dtype) -> str:
-    if dtype.kind != "V":
+def _words(dtype: np.dtype | None) -> str:
+    if dtype is None or dtype.kind != "V":
         return f"a {dtype} array"
     return f"an array of elements of {dtype.itemsize} bytes, or with a last axis of so many"
 

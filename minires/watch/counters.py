@@ -150,7 +150,7 @@ class Counters:
 
             return signature, launch
 
-        return {name: launcher(*plain[name], watched.kernels[name][1]) for name in names}
+        return {name: launcher(s, run, watched.kernels[name][1]) for name, (s, run) in plain.items()}
 
     def _count(
         self,

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from ..device.cpu import Instruments
-from ..device.source import Signature, blank, split
+from ..device.source import DeviceError, Signature, blank, place_of, split
 
 _HERE = Path(__file__).parent
 _RED_ZONE = 4096
@@ -66,13 +66,14 @@ def rewrite_shared(unit: str) -> str:
         depth += text.count("{", counted, match.start()) - text.count("}", counted, match.start())
         counted = match.start()
         declaration = _QUALIFIER.sub(" ", unit[match.start(1) : match.end(1)]).strip()
-        first, *more = split(declaration)
-        found = _DECLARATOR.match(first)
-        kind = found["type"].strip()
-        declared = [(kind + found["stars"].strip(), found["name"], found["dims"])]
-        for one in more:
-            other = _DECLARATOR.match(one)
-            declared.append((kind + other["stars"].strip(), other["name"], other["dims"]))
+        names = split(declaration)
+        found = [m for m in map(_DECLARATOR.match, names) if m]
+        if len(found) < len(names) or "{" in declaration:
+            file, line = place_of(unit, match.start())
+            words = "what stands in shared memory must be declared with the name of a type, which is defined before"
+            raise DeviceError(f"{file}:{line}: __shared__ {' '.join(declaration.split())}: {words}")
+        kind = found[0]["type"].strip()
+        declared = [(kind + one["stars"].strip(), one["name"], one["dims"]) for one in found]
         macro = "MINIRES_SHARED" if depth else "MINIRES_GLOBAL_SHARED"
         outside += [] if depth else [(name, kind) for kind, name, _ in declared]
         lines = "\n" * unit.count("\n", match.start(), match.end())

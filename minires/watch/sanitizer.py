@@ -6,6 +6,7 @@ import bisect
 import ctypes
 import weakref
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 
@@ -100,10 +101,10 @@ class Sanitizer:
         memory, copies = arena(arrays)
         _, pointers = values = pack_arguments(replace_arrays(args, iter(copies)))
         written = [self.tracker.find(a) if self.checks & CHECKS["init"] else None for a in arrays]
-        cells = [
+        cells: list[Any] = [
             None if w is None else w.reshape(-1, cell_of(a.dtype)).all(1) for w, a in zip(written, arrays, strict=True)
         ]
-        before = [None if e is None else e.copy() for e in cells]
+        before: list[Any] = [None if e is None else e.copy() for e in cells]
         originals, results = memory.copy(), []
         kernel = ctypes.cast(library.loaded[symbol], ctypes.c_void_p)
         regions = (Region * max(len(arrays), 1))(
@@ -152,7 +153,9 @@ class Sanitizer:
                         f"{b[index]} in {order} order",
                     )
 
-    def _keep(self, kernel, names, arrays, copies, written, before, cells) -> None:
+    def _keep(
+        self, kernel: str, names: list, arrays: list, copies: list, written: list, before: list, cells: list
+    ) -> None:
         """Take the results over; an output that was fresh and is now partly written lacks something."""
         for name, array, copy, known, old, new in zip(names, arrays, copies, written, before, cells, strict=True):
             np.copyto(array, copy)
