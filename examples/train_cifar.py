@@ -407,7 +407,12 @@ def hold(out: Path) -> None:
         lock.acquire(timeout=0)
     except Timeout:
         raise FileExistsError(f"another run is writing to {out}: wait for its end, or give another --out") from None
-    atexit.register(lambda: (out / ".lock").unlink(missing_ok=True))
+
+    def give_back() -> None:  # it holds on to the lock until then: one that is collected is given back
+        (out / ".lock").unlink(missing_ok=True)
+        lock.release()
+
+    atexit.register(give_back)
 
 
 def draw_network(run: Run, data: mr.cifar.Dataset) -> None:
