@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -554,32 +555,40 @@ def _labels(operation: str, logits: Tensor, target: Any) -> Any:
         raise TypeError(f"{operation}: target is not on the current device, {now.name}")
     if isinstance(target, np.ndarray) and (now.array_type is not np.ndarray or target.dtype != np.int32):  # the host's
         for index in np.flatnonzero((target < 0) | (target >= c))[:1]:
-            raise _bad_label_error(int(index), int(target[index]), c)
+            raise _bad_label_error(operation, int(index), int(target[index]), c)
     labels = target if target.dtype == np.int32 else _to_int32(target, c)
     labels = labels if isinstance(labels, now.array_type) and labels.flags.c_contiguous else now.to_device(labels)
     if not now.is_recording:  # the calls before have checked them
-        device.launch("find_bad_label", (1,), (1,), labels, _bad_label(now, now.watcher), n, c, scalar=logits.dtype)
-        now.when_read(_raise_bad_label)
+        device.launch(
+            "find_bad_label", (1,), (1,), labels, _bad_label(operation, now, now.watcher), n, c, scalar=logits.dtype
+        )
+        now.when_read(_check_label_of(operation))
     return labels
 
 
-@functools.lru_cache(maxsize=8)
-def _bad_label(now: Any, watcher: Any) -> Any:
+@functools.lru_cache(maxsize=16)
+def _bad_label(operation: str, now: Any, watcher: Any) -> Any:
     """Index, value and number of classes of the first bad label, on the device; -1 while there is none."""
     return now.to_device(np.full(3, -1, np.int32))
 
 
-def _raise_bad_label() -> None:
-    now = device.current()
-    found = _bad_label(now, now.watcher)
-    index, value, classes = now.to_host(found)
-    if index >= 0:
-        now.assign(found, np.full(3, -1, np.int32))
-        raise _bad_label_error(index, value, classes)
+@functools.cache
+def _check_label_of(operation: str) -> Callable[[], None]:
+    def check() -> None:
+        now = device.current()
+        found = _bad_label(operation, now, now.watcher)
+        index, value, classes = now.to_host(found)
+        if index >= 0:
+            now.assign(found, np.full(3, -1, np.int32))
+            raise _bad_label_error(operation, index, value, classes)
+
+    return check
 
 
-def _bad_label_error(index: int, value: int, classes: int) -> ValueError:
-    return ValueError(f"target[{index}] is {value}, but with {classes} classes labels lie in 0 .. {classes - 1}")
+def _bad_label_error(operation: str, index: int, value: int, classes: int) -> ValueError:
+    return ValueError(
+        f"{operation}: target[{index}] is {value}, but with {classes} classes labels lie in 0 .. {classes - 1}"
+    )
 
 
 def _to_int32(labels: Any, classes: int) -> Any:

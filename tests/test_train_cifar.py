@@ -48,7 +48,7 @@ def test_auto_falls_back_loudly_and_writes_everything(tmp_path):
     net.load_state_dict(state)
     test = mr.cifar.Loader(mr.cifar.synthetic(300, 100).test, 50, train=False)
     with mr.no_grad():
-        correct = sum(mr.functional.count_correct(net.eval()(x), labels) for x, labels in test)
+        correct = sum(int(mr.functional.count_correct(net.eval()(x), labels)) for x, labels in test)
     assert correct / 100 == records[-1]["test_accuracy"]
 
     again = train(tmp_path, *sizes, "--dataset", "synthetic", "--recipe", "paper", "--out", str(out))

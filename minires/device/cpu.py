@@ -159,7 +159,8 @@ def build(code: str, names: tuple[str, ...], scalar: np.dtype, instruments: Inst
         flags += instruments.clang_flags if is_clang else instruments.gcc_flags
     else:
         flags += _tuning(is_clang)
-    flags += _user_flags()
+    # Instruments stand on the hooks of -fsanitize=thread, which no other sanitizer of the compiler goes with.
+    flags += [f for f in _user_flags() if not (instruments and f.startswith("-fsanitize="))]
     sources = [*sorted(_HERE.rglob("*.h")), *(instruments.runtime if instruments else ())]
     sources += [instruments.header] if instruments else []
     runtime = [path.read_text() for path in sources]

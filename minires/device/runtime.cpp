@@ -1,5 +1,6 @@
 // What all compiled kernels of a process share: the pool of OS threads, and the stacks of fibers. Kernels are libraries of
 // their own, some hundred in a long session; with threads and stacks each they would soon meet the system's limits.
+#include <dlfcn.h>
 #include <pthread.h>
 #include <stdint.h>
 #include <stdlib.h>
@@ -30,6 +31,10 @@ EXPORT char* minires_take_stack() {
     }
     char* base = free_stacks.back();
     free_stacks.pop_back();
+    // The fiber before was left in the middle of its functions, whose marks AddressSanitizer would take for the next one's.
+    using Unpoison = void (*)(const volatile void*, size_t);
+    static const auto unpoison = reinterpret_cast<Unpoison>(dlsym(RTLD_DEFAULT, "__asan_unpoison_memory_region"));
+    if (unpoison) unpoison(base + minires::guard_bytes, minires::stack_bytes - minires::guard_bytes);
     return base;
 }
 EXPORT void minires_give_stack(char* base) { free_stacks.push_back(base); }
