@@ -59,6 +59,11 @@ def _user_flags() -> list[str]:
     return shlex.split(os.environ.get("MINIRES_CXXFLAGS", ""))
 
 
+def _unsanitized_flags() -> list[str]:
+    """Those for minires' own runtime, and for instruments, which stand on -fsanitize=thread: no other goes with it."""
+    return [flag for flag in _user_flags() if not flag.startswith("-fsanitize=")]
+
+
 def _compiler() -> list[str]:
     for command in filter(None, [os.environ.get("CXX"), "g++", "clang++"]):
         words = shlex.split(command)
@@ -159,8 +164,7 @@ def build(code: str, names: tuple[str, ...], scalar: np.dtype, instruments: Inst
         flags += instruments.clang_flags if is_clang else instruments.gcc_flags
     else:
         flags += _tuning(is_clang)
-    # Instruments stand on the hooks of -fsanitize=thread, which no other sanitizer of the compiler goes with.
-    flags += [f for f in _user_flags() if not (instruments and f.startswith("-fsanitize="))]
+    flags += _unsanitized_flags() if instruments else _user_flags()
     sources = [*sorted(_HERE.rglob("*.h")), *(instruments.runtime if instruments else ())]
     sources += [instruments.header] if instruments else []
     runtime = [path.read_text() for path in sources]
@@ -257,13 +261,13 @@ def _runtime(sources: tuple[Path, ...]) -> Path:
     """The library that all kernels of a process share."""
     compiler, folder = _compiler(), _cache_dir()
     texts = [p.read_text() for p in (*sources, *sorted(sources[0].parent.glob("*.h")), _HERE / "fibers.h")]
-    key = hashlib.sha256("\0".join([*compiler, *_user_flags(), *texts]).encode()).hexdigest()[:32]
+    key = hashlib.sha256("\0".join([*compiler, *_unsanitized_flags(), *texts]).encode()).hexdigest()[:32]
     lock = folder / f".{key}.lock"
     with FileLock(lock):
         if (library := _cached(folder, key)) is None:
             with tempfile.TemporaryDirectory(dir=folder, prefix=".compile-") as name:
                 linked = Path(name) / "linked.so"
-                options = ["-std=c++17", "-O2", "-fPIC", "-pthread", "-w", *_user_flags(), *_SHARED]
+                options = ["-std=c++17", "-O2", "-fPIC", "-pthread", "-w", *_unsanitized_flags(), *_SHARED]
                 command = [*compiler, *options, *map(str, sources), "-o", str(linked)]
                 result = subprocess.run(command, capture_output=True, text=True, check=False)
                 if result.returncode:
