@@ -1,6 +1,7 @@
 """mr.counters() against counts made by hand, and a published measurement."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -42,8 +43,16 @@ GLOBAL = {  # what a warp loads: element, type, array -> sectors a request, and 
 }
 
 
+def skip_what_clang_splits(name):
+    if name == "float4" and "clang" in os.environ.get("CXX", ""):
+        pytest.skip(
+            "clang splits the load of a vector into its elements' before it can be counted: see kernels/README.md"
+        )
+
+
 @pytest.mark.parametrize("name", GLOBAL)
 def test_sectors(name):
+    skip_what_clang_splits(name)
     index, kind, x, sectors, least = GLOBAL[name]
     launch, _ = count(copy_of(index, kind), (x, np.zeros_like(x)))
     (load,) = [a for a in launch.accesses if a.kind == "load"]
@@ -66,6 +75,7 @@ SHARED = {  # declaration, what a warp loads -> wavefronts of the one request, a
 
 @pytest.mark.parametrize("name", SHARED)
 def test_wavefronts(name):
+    skip_what_clang_splits(name)
     declaration, index, wavefronts, least = SHARED[name]
     copy = "const float4 v = s[t];\nconst float w = v.x + v.w;" if name == "float4" else f"const float w = {index};"
     code = (
