@@ -14,8 +14,15 @@ from dataclasses import dataclass
 from . import device
 
 
+class _Tile:
+    @property
+    def arguments(self) -> str:
+        """Of the template, as C++ has them."""
+        return ", ".join(str(v).lower() for v in vars(self).values())
+
+
 @dataclass(frozen=True)
-class Conv:
+class Conv(_Tile):
     """conv3x3: images, channels, rows and columns of a block; channels, rows and columns of a thread."""
 
     images: int
@@ -25,11 +32,6 @@ class Conv:
     thread_channels: int
     thread_rows: int
     thread_columns: int
-
-    @property
-    def arguments(self) -> str:
-        """Of the template, as C++ has them."""
-        return ", ".join(map(str, vars(self).values()))
 
     @property
     def threads(self) -> int:
@@ -52,7 +54,7 @@ class Conv:
 
 
 @dataclass(frozen=True)
-class Weight:
+class Weight(_Tile):
     """conv3x3_weight: rows and columns of a tile of pixels; channels in and out, and pixels at a time, of a thread."""
 
     rows: int
@@ -62,18 +64,13 @@ class Weight:
     pixels: int
 
     @property
-    def arguments(self) -> str:
-        """Of the template, as C++ has them."""
-        return ", ".join(map(str, vars(self).values()))
-
-    @property
     def threads(self) -> int:
         """Of a block."""
         return 256 // (self.thread_in * self.thread_out)
 
 
 @dataclass(frozen=True)
-class Gemm:
+class Gemm(_Tile):
     """gemm_blocked: rows, columns and depth of a block's tile; rows and columns of a thread; whether these are spread."""
 
     rows: int
@@ -82,11 +79,6 @@ class Gemm:
     thread_rows: int
     thread_columns: int
     striped: bool
-
-    @property
-    def arguments(self) -> str:
-        """Of the template, as C++ has them."""
-        return ", ".join(str(v).lower() for v in vars(self).values())
 
     @property
     def threads(self) -> int:

@@ -2,12 +2,17 @@
 
 import json
 import os
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 import minires as mr
 from minires import device
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "examples"))
+from lesson6_coalescing import CODE  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
@@ -103,24 +108,12 @@ def test_atomics_are_of_their_own_kind():
     assert y.tolist() == [16, 16, 0, 0]
 
 
-TRANSPOSE = """
-template <int PAD> __global__ void transpose(const float* x, float* y, int n) {
-    __shared__ float tile[32][32 + PAD];
-    const int column = blockIdx.x * 32 + threadIdx.x, row = blockIdx.y * 32 + threadIdx.y;
-    for (int j = 0; j < 32; j += 8) tile[threadIdx.y + j][threadIdx.x] = x[(row + j) * n + column];
-    __syncthreads();
-    const int to = blockIdx.y * 32 + threadIdx.x, from = blockIdx.x * 32 + threadIdx.y;
-    for (int j = 0; j < 32; j += 8) y[(from + j) * n + to] = tile[threadIdx.x][threadIdx.y + j];
-}
-"""
-
-
 @pytest.mark.parametrize(("pad", "conflicts"), [(0, 253_952), (1, 0)])
 def test_a_transpose_beside_published_counters(pad, conflicts):
     """A V100's counters, as published, say 260,593 and 2,484 conflicts."""
     x = np.random.default_rng(0).standard_normal((512, 512)).astype(np.float32)
     arguments = (x, np.zeros_like(x), 512)
-    launch, (_, y) = count(TRANSPOSE, arguments, (16, 16), (32, 8), f"transpose<{pad}>")
+    launch, (_, y) = count(CODE, arguments, (16, 16), (32, 8), f"tile<{pad}>")
     np.testing.assert_array_equal(y, x.T)
     of_shared, of_global = launch.total("shared"), launch.total("global")
     assert (launch.blocks_counted, launch.blocks) == (256, 256)
