@@ -147,7 +147,7 @@ def compile_library(
 def build(code: str, names: tuple[str, ...], scalar: np.dtype, instruments: Instruments | None = None) -> Path:
     """The shared library with kernels of `code`, from the cache or compiled now, whole or not at all."""
     compiler = _compiler()
-    version = subprocess.run([*compiler, "--version"], capture_output=True, text=True, check=False).stdout
+    version = _version(*compiler)
     is_clang = "clang" in version
     wanted = {base_name(name) for name in names}
     unit = prepare(code, wanted)
@@ -168,16 +168,49 @@ def build(code: str, names: tuple[str, ...], scalar: np.dtype, instruments: Inst
     sources = [*sorted(_HERE.rglob("*.h")), *(instruments.runtime if instruments else ())]
     sources += [instruments.header] if instruments else []
     runtime = [path.read_text() for path in sources]
-    key = hashlib.sha256("\0".join([unit, *runtime, *compiler, *flags, version, _processor()]).encode()).hexdigest()[
-        :32
-    ]
-    folder = _cache_dir()
-    if (library := _cached(folder, key)) is None:
-        lock = folder / f".{key}.lock"
+
+    def make(linked: Path) -> None:
+        kernels = str(linked.with_name("kernels.o"))
+        compiling = [*flags, "-include", str(_HERE / "cuda_on_cpu.h"), "-c", "-x", "c++", "-", "-o", kernels]
+        for step in compiling, [*_FLAGS, *_user_flags(), *_SHARED, kernels, "-o", str(linked)]:
+            _run([*compiler, *step], "the kernels", unit)
+
+    return _once([unit, *runtime, *compiler, *flags, version, _processor()], make)
+
+
+@functools.cache
+def _version(*compiler: str) -> str:
+    return subprocess.run([*compiler, "--version"], capture_output=True, text=True, check=False).stdout
+
+
+def _run(command: list[str], what: str, unit: str = "") -> None:
+    result = subprocess.run(command, input=unit, capture_output=True, text=True, check=False)
+    if result.returncode:
+        reason = _explain(unit, result.stderr) if unit else None
+        raise DeviceError(reason or f"{command[0]} could not compile {what}:\n{result.stderr.strip()}")
+
+
+def _once(parts: list[str], make: Callable[[Path], None]) -> Path:
+    """The library that `parts` decide on, from the cache or written now by `make`, whole or not at all."""
+    cache, key = _cache_dir(), hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
+    if (library := _cached(cache, key)) is None:
+        lock = cache / f".{key}.lock"
         with FileLock(lock):  # of several processes one compiles, the others wait for it
-            if (library := _cached(folder, key)) is None:
-                library = _compile(compiler, flags, unit, folder, key)
+            library = _cached(cache, key) or _make(cache, key, make)
         lock.unlink(missing_ok=True)
+    return library
+
+
+def _make(cache: Path, key: str, make: Callable[[Path], None]) -> Path:
+    try:
+        folder = tempfile.TemporaryDirectory(dir=cache, prefix=".compile-")
+    except OSError as error:
+        raise DeviceError(f"cannot write to {cache} ({error}): set XDG_CACHE_HOME") from None
+    with folder as name:
+        linked = Path(name) / "linked.so"
+        make(linked)
+        library = cache / f"{key}-{_digest(linked)}.so"
+        os.replace(linked, library)
     return library
 
 
@@ -237,45 +270,17 @@ def _header(name: str) -> str | None:
 _SHARED = ["-shared", "-undefined", "dynamic_lookup"] if sys.platform == "darwin" else ["-shared"]
 
 
-def _compile(compiler: list[str], flags: list[str], unit: str, cache: Path, key: str) -> Path:
-    try:
-        folder = tempfile.TemporaryDirectory(dir=cache, prefix=".compile-")
-    except OSError as error:
-        raise DeviceError(f"cannot write to {cache} ({error}): set XDG_CACHE_HOME") from None
-    with folder as name:
-        kernels, linked = f"{name}/kernels.o", Path(name) / "linked.so"
-        steps = [[*flags, "-include", str(_HERE / "cuda_on_cpu.h"), "-c", "-x", "c++", "-", "-o", kernels]]
-        steps += [[*_FLAGS, *_user_flags(), *_SHARED, kernels, "-o", str(linked)]]
-        for step in steps:
-            result = subprocess.run([*compiler, *step], input=unit, capture_output=True, text=True, check=False)
-            if result.returncode:
-                reason = _explain(unit, result.stderr)
-                raise DeviceError(reason or f"{compiler[0]} could not compile the kernels:\n{result.stderr.strip()}")
-        path = cache / f"{key}-{_digest(linked)}.so"
-        os.replace(linked, path)
-        return path
-
-
 @functools.cache
 def _runtime(sources: tuple[Path, ...]) -> Path:
     """The library that all kernels of a process share."""
-    compiler, folder = _compiler(), _cache_dir()
+    compiler = _compiler()
     texts = [p.read_text() for p in (*sources, *sorted(sources[0].parent.glob("*.h")), _HERE / "fibers.h")]
-    key = hashlib.sha256("\0".join([*compiler, *_unsanitized_flags(), *texts]).encode()).hexdigest()[:32]
-    lock = folder / f".{key}.lock"
-    with FileLock(lock):
-        if (library := _cached(folder, key)) is None:
-            with tempfile.TemporaryDirectory(dir=folder, prefix=".compile-") as name:
-                linked = Path(name) / "linked.so"
-                options = ["-std=c++17", "-O2", "-fPIC", "-pthread", "-w", *_unsanitized_flags(), *_SHARED]
-                command = [*compiler, *options, *map(str, sources), "-o", str(linked)]
-                result = subprocess.run(command, capture_output=True, text=True, check=False)
-                if result.returncode:
-                    raise DeviceError(f"{compiler[0]} could not compile {sources[0].name}:\n{result.stderr.strip()}")
-                library = folder / f"{key}-{_digest(linked)}.so"
-                os.replace(linked, library)
-    lock.unlink(missing_ok=True)
-    return library
+    options = ["-std=c++17", "-O2", "-fPIC", "-pthread", "-w", *_unsanitized_flags(), *_SHARED]
+
+    def make(linked: Path) -> None:
+        _run([*compiler, *options, *map(str, sources), "-o", str(linked)], sources[0].name)
+
+    return _once([*compiler, *_unsanitized_flags(), *texts], make)
 
 
 _NOT_HERE = {  # what it is called: how it looks, and a word of the compiler's message about it
