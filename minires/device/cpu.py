@@ -25,6 +25,7 @@ import numpy as np
 from filelock import FileLock
 
 from .source import (
+    C_TYPE,
     HOST_HEADERS,
     MAX_POINTERS,
     MAX_SHARED,
@@ -157,8 +158,7 @@ def build(code: str, names: tuple[str, ...], scalar: np.dtype, instruments: Inst
     unit = f'{unit}\n#line 1 "entries"{entries}\n'
     if not is_clang:  # g++ spells CUDA's pragma its own way, and needs a number
         unit = _UNROLL.sub(lambda m: f"#pragma GCC unroll {m[1] or 16}", unit)
-    c_type = {"float32": "float", "float64": "double"}[scalar.name]
-    flags = [*_FLAGS, f"-Dscalar_t={c_type}"]
+    flags = [*_FLAGS, f"-Dscalar_t={C_TYPE[scalar.name]}"]
     if instruments:
         flags += [f'-DMINIRES_WATCHED="{instruments.header}"', "-fno-delete-null-pointer-checks"]
         flags += instruments.clang_flags if is_clang else instruments.gcc_flags

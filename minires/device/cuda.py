@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from .source import (
+    C_TYPE,
     HOST_HEADERS,
     MAX_POINTERS,
     DeviceError,
@@ -33,8 +34,7 @@ from .source import (
 
 def nvrtc_options(scalar: np.dtype) -> tuple[str, ...]:
     """The options that every kernel is compiled with."""
-    c_type = {"float32": "float", "float64": "double"}[scalar.name]
-    return ("-std=c++17", f"-Dscalar_t={c_type}", *(f"-I{path}" for path in _include_paths()))
+    return ("-std=c++17", f"-Dscalar_t={C_TYPE[scalar.name]}", *(f"-I{path}" for path in _include_paths()))
 
 
 def _include_paths() -> list[Path]:

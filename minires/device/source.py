@@ -222,6 +222,7 @@ class Signature:
         return value
 
 
+C_TYPE = {"float32": "float", "float64": "double"}  # what scalar_t is, by the dtype's name
 MAX_POINTERS = 64  # of Pointers<T> in kernels/common.cuh
 
 

@@ -16,9 +16,10 @@ import numpy as np
 from .. import device
 from ..device.cpu import CpuDevice, Library, compile_library, pack_arguments
 from ..device.source import DeviceError, Signature
-from .engine import INSTRUMENTS, Region, Report, arena, cell_of, describe, named_arrays, replace_arrays, source_lines
+from .engine import INSTRUMENTS, Report, arena, describe, named_arrays, regions_of, replace_arrays, source_lines
 
 _KINDS = "load", "store", "atomic"
+_COUNTS = "requests", "lanes", "sectors", "sectors_least", "wavefronts", "wavefronts_least"  # as counters.cpp has them
 
 
 class _Lanes(ctypes.Structure):
@@ -27,8 +28,7 @@ class _Lanes(ctypes.Structure):
 
 class _Row(ctypes.Structure):
     _fields_ = (
-        *((name, ctypes.c_uint64) for name in ("requests", "lanes", "sectors", "sectors_least")),
-        *((name, ctypes.c_uint64) for name in ("wavefronts", "wavefronts_least")),
+        *((name, ctypes.c_uint64) for name in _COUNTS),
         ("pc", ctypes.c_uint32),
         ("bytes", ctypes.c_uint32),
         ("shared", ctypes.c_uint8),
@@ -66,10 +66,13 @@ class Access:
     wavefronts_least: int = 0
     samples: list[list[int | None]] = field(default_factory=list)  # the first requests: each lane's place in its array
 
-    def add(self, row: _Row) -> None:
-        """Add what another instruction of the line did."""
-        for name in ("requests", "lanes", "sectors", "sectors_least", "wavefronts", "wavefronts_least"):
-            setattr(self, name, getattr(self, name) + getattr(row, name))
+    def add(self, other: Access | _Row) -> None:
+        """Add the counts of another one."""
+        for name in _COUNTS:
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+
+    def sample(self, row: _Row) -> None:
+        """Keep the lanes of some requests of an instruction of the line."""
         for request in row.sample[: row.sampled]:
             if len(self.samples) < 4:
                 self.samples.append([a if request.mask >> i & 1 else None for i, a in enumerate(request.address)])
@@ -107,13 +110,8 @@ class Launch:
         total = Access("", 0, space, "all", 0)
         for access in self.accesses:
             if access.space == space:
-                total.add(_as_row(access))
+                total.add(access)
         return total
-
-
-def _as_row(access: Access) -> _Row:
-    names = ("requests", "lanes", "sectors", "sectors_least", "wavefronts", "wavefronts_least")
-    return _Row(**{name: getattr(access, name) for name in names})
 
 
 class Counters:
@@ -165,9 +163,7 @@ class Counters:
     ) -> Launch:
         named, copies = named_arrays(signature, args), memory[1]
         _, pointers = values = pack_arguments(replace_arrays(args, iter(copies)))
-        regions = (Region * max(len(copies), 1))(
-            *(Region(c.ctypes.data, c.nbytes, c.itemsize, cell_of(c.dtype), None) for c in copies)
-        )
+        regions = regions_of(copies, [None] * len(copies))
         total = math.prod(grid)
         wanted = total if self._blocks is None else min(self._blocks, total)
         chosen = np.unique(np.linspace(0, total - 1, wanted).astype(np.uint32))
@@ -212,7 +208,9 @@ class Counters:
         for row in rows:
             file, line = self._lines[path, row.pc]
             key = file, line, "shared" if row.shared else "global", _KINDS[row.kind], row.bytes
-            found.setdefault(key, Access(*key)).add(row)
+            access = found.setdefault(key, Access(*key))
+            access.add(row)
+            access.sample(row)
         return sorted(found.values(), key=lambda a: (a.file, a.line, a.space, a.kind))
 
     def __str__(self) -> str:
@@ -221,10 +219,9 @@ class Counters:
         for name in dict.fromkeys(launch.kernel for launch in self.launches):
             of_kernel = [launch for launch in self.launches if launch.kernel == name]
             for space in ("global", "shared"):
-                totals = [launch.total(space) for launch in of_kernel]
                 total = Access("", 0, space, "all", 0)
-                for one in totals:
-                    total.add(_as_row(one))
+                for launch in of_kernel:
+                    total.add(launch.total(space))
                 if not total.requests:
                     continue
                 sectors = f"{total.sectors / total.sectors_least:9.2f}" if total.sectors_least else " " * 9

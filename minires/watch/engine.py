@@ -148,6 +148,15 @@ def cell_of(dtype: np.dtype) -> int:
     return dtype.itemsize if dtype.kind != "V" else 4 if dtype.itemsize % 4 == 0 else 1
 
 
+def regions_of(copies: list[np.ndarray], initialized: list[np.ndarray | None]) -> ctypes.Array:
+    """The arguments for the engine; `initialized` tells of each array which of its cells hold something, None: all."""
+    regions = (Region * max(len(copies), 1))()
+    for i, (c, cells) in enumerate(zip(copies, initialized, strict=True)):
+        known = None if cells is None else cells.ctypes.data
+        regions[i] = Region(c.ctypes.data, c.nbytes, c.itemsize, cell_of(c.dtype), known)
+    return regions
+
+
 def source_lines(path: Path, addresses: list[int]) -> list[tuple[str, int]]:
     """File and line of the instructions before some return addresses. Raises OSError where no tool can tell."""
     tools = {

@@ -12,7 +12,7 @@ import numpy as np
 
 from ..device.cpu import CpuDevice, Library, compile_library, pack_arguments
 from ..device.source import DeviceError, Signature
-from .engine import INSTRUMENTS, Region, Report, arena, cell_of, describe, named_arrays, replace_arrays
+from .engine import INSTRUMENTS, Report, arena, cell_of, describe, named_arrays, regions_of, replace_arrays
 
 CHECKS = {"race": 1, "mem": 2, "init": 4, "sync": 8}
 _ORDERS = ("forward", "reverse", "random")
@@ -57,7 +57,7 @@ class Tracker:
 
 
 class Sanitizer:
-    """Runs launches in three orders under the checks that were asked for; see sanitizer.cpp."""
+    """Runs launches in three orders under the checks that were asked for; see checks.cpp."""
 
     def __init__(self, checks: str | Iterable[str] = "all", seed: int = 0) -> None:
         names = checks.replace(" ", "").split(",") if isinstance(checks, str) else list(checks)
@@ -107,12 +107,7 @@ class Sanitizer:
         before: list[Any] = [None if e is None else e.copy() for e in cells]
         originals, results = memory.copy(), []
         kernel = ctypes.cast(library.loaded[symbol], ctypes.c_void_p)
-        regions = (Region * max(len(arrays), 1))(
-            *(
-                Region(c.ctypes.data, c.nbytes, c.itemsize, cell_of(c.dtype), None if e is None else e.ctypes.data)
-                for c, e in zip(copies, cells, strict=True)
-            )
-        )
+        regions = regions_of(copies, cells)
         orders = _ORDERS if self.checks & CHECKS["race"] else _ORDERS[:1]
         for number in range(len(orders)):
             np.copyto(memory, originals)
