@@ -164,12 +164,15 @@ def waste(code: str, name: str) -> str | None:
     with mr.counters(None) as counted:
         mr.RawKernel(code, name)(case.grid, case.block, tuple(_to_device(now, a) for a in case.args))
     (launch,) = counted.launches
-    for space, what in (("global", "sectors"), ("shared", "wavefronts")):
+    for space in ("global", "shared"):
         total = launch.total(space)
-        much, least = getattr(total, what), getattr(total, f"{what}_least")
-        if much > ENOUGH * least:
-            worst = max(launch.accesses, key=lambda a: getattr(a, what) - getattr(a, f"{what}_least"))
-            return f"{much} {what} where {least} would do, most of them too many at line {worst.line}: a {worst.kind}"
+        if total.cost > ENOUGH * total.cost_least:
+            of_space = [a for a in launch.accesses if a.space == space]
+            worst = max(of_space, key=lambda a: a.cost - a.cost_least)
+            return (
+                f"{total.cost} {total.unit} where {total.cost_least} would do, most of them too many at line "
+                f"{worst.line}: a {worst.kind}"
+            )
     return None
 
 

@@ -82,8 +82,8 @@ def flops(launch: Launch) -> int:
 def scaled(launch: Launch, space: str) -> dict[str, int]:
     """The sums of the blocks that were counted, for all blocks."""
     total, share = launch.total(space), launch.blocks / launch.blocks_counted
-    names = ("sectors", "sectors_least") if space == "global" else ("wavefronts", "wavefronts_least")
-    return {name: round(getattr(total, name) * share) for name in ("requests", "lanes", *names)}
+    names = "requests", "lanes", total.unit, f"{total.unit}_least"
+    return {name: round(getattr(total, name) * share) for name in names}
 
 
 def on_gpus(launch: Launch) -> dict[str, dict]:
@@ -166,23 +166,13 @@ def step_table(report: dict) -> str:
 
 def words(access: Access) -> str:
     """An access in a margin's width: what against the least, and lanes."""
-    least, much = (
-        (access.sectors_least, access.sectors)
-        if access.space == "global"
-        else (access.wavefronts_least, access.wavefronts)
-    )
-    what = "sectors" if access.space == "global" else "wavefronts"
-    return f"{access.kind} {access.bytes} B {access.lanes / access.requests:.0f} lanes, {much / max(least, 1):.2f} x {what}"
+    much, lanes = access.cost / max(access.cost_least, 1), access.lanes / access.requests
+    return f"{access.kind} {access.bytes} B {lanes:.0f} lanes, {much:.2f} x {access.unit}"
 
 
 def waste(accesses: list[Access]) -> str:
     """The worst of a line: least, some or much."""
-    worst = 0.0
-    for a in accesses:
-        least = a.sectors_least if a.space == "global" else a.wavefronts_least
-        worst = max(
-            worst, (a.sectors if a.space == "global" else a.wavefronts) / max(least, 1), 32 * a.requests / a.lanes
-        )
+    worst = max((max(a.cost / max(a.cost_least, 1), 32 * a.requests / a.lanes) for a in accesses), default=0.0)
     return "" if not accesses else "least" if worst <= 1.25 else "some" if worst <= 2 else "much"
 
 

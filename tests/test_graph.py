@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from steps import training_step
 
 import minires as mr
 from minires import device
@@ -12,15 +13,7 @@ def train(wrap, steps, lr_of):
     net = mr.resnet.resnet(8)
     optimizer = mr.optim.SGD(net.parameters(), 0.1, momentum=0.9, weight_decay=1e-3, nesterov=True)
 
-    def step(x, labels):
-        logits = net(x)
-        loss = mr.functional.cross_entropy(logits, labels)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        return loss.detach(), mr.functional.count_correct(logits, labels)
-
-    step, log = wrap(step), []
+    step, log = wrap(training_step(net, optimizer)), []
     loader = mr.cifar.Loader(mr.cifar.synthetic(36, 10).train, 8, train=True)  # the last batch is smaller
     for loader.epoch in range(steps):
         for x, labels in loader:

@@ -15,7 +15,7 @@ import minires as mr
 from minires import device
 
 SEEDS = range(12)
-TRAIN = (Path(__file__).parent / "late_gpu" / "train.py").read_text()
+TRAIN = Path(__file__).parent / "late_gpu" / "train.py"
 
 
 @pytest.fixture(autouse=True)
@@ -92,7 +92,7 @@ def test_each_name_and_parameter_exists_in_cupy():
 
 def train(device_name: str, seed: int = 0, recorded: bool = False, steps: int = 8) -> dict:
     environment = os.environ | late_gpu_environment(seed) | {"MINIRES_DEVICE": device_name}
-    command = [sys.executable, "-c", TRAIN, str(steps), "graph" if recorded else "eager"]
+    command = [sys.executable, str(TRAIN), str(steps), "graph" if recorded else "eager"]
     result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert result.returncode == 0, f"seed {seed}: {result.stderr}"
     return json.loads(result.stdout)

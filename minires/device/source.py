@@ -111,6 +111,7 @@ _ATTRIBUTE = re.compile(r"(?:__\w+__|alignas)\s*\((?:[^()]|\([^()]*\))*\)")
 _DECLARATOR = re.compile(r"(?P<name>\w+)\s*(?:<[^;{}()]*>)?\s*\(")
 
 
+@functools.lru_cache(maxsize=64)  # of a source it is asked for each instance of its templates
 def find_kernels(code: str) -> dict[str, KernelText]:
     """The `__global__` functions that `code` defines."""
     text, found = blank(code), {}

@@ -66,6 +66,21 @@ class Access:
     wavefronts_least: int = 0
     samples: list[list[int | None]] = field(default_factory=list)  # the first requests: each lane's place in its array
 
+    @property
+    def unit(self) -> str:
+        """What it costs: "sectors" of global memory, "wavefronts" of shared memory."""
+        return "sectors" if self.space == "global" else "wavefronts"
+
+    @property
+    def cost(self) -> int:
+        """How many of them."""
+        return self.sectors if self.space == "global" else self.wavefronts
+
+    @property
+    def cost_least(self) -> int:
+        """How many would do."""
+        return self.sectors_least if self.space == "global" else self.wavefronts_least
+
     def add(self, other: Access | _Row) -> None:
         """Add the counts of another one."""
         for name in _COUNTS:

@@ -4,11 +4,15 @@ import gc
 import hashlib
 import json
 import sys
+from pathlib import Path
 
 import numpy as np
 
 import minires as mr
 from minires import device
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from steps import training_step  # noqa: E402
 
 steps, recorded = int(sys.argv[1]), sys.argv[2] == "graph"
 now = device.current()
@@ -21,21 +25,12 @@ net = mr.resnet.resnet20()
 optimizer = mr.optim.SGD(net.parameters(), 0.1, momentum=0.9, weight_decay=5e-4, nesterov=True)
 
 
-def train(x, labels):
-    logits = net(x)
-    loss = mr.functional.cross_entropy(logits, labels)
-    optimizer.zero_grad()
-    loss.backward()
-    optimizer.step()
-    return loss.detach(), mr.functional.count_correct(logits, labels)
-
-
 def test(x, labels):
     with mr.no_grad():
         return mr.functional.cross_entropy(net(x), labels)
 
 
-step, evaluate = (mr.graph(f) if recorded else f for f in (train, test))
+step, evaluate = (mr.graph(f) if recorded else f for f in (training_step(net, optimizer), test))
 data = mr.cifar.synthetic(8, 4)
 report = {"losses": [], "allocated_after": [], "waits_in_a_step": 0}
 loader = mr.cifar.Loader(data.train, 4, train=True)
