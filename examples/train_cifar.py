@@ -5,7 +5,7 @@
     python examples/train_cifar.py --dataset synthetic               the built-in images: no network needed
     python examples/train_cifar.py --resume runs/NAME                go on where a run was stopped
 
-Writes metrics.jsonl (one object an epoch), the weights best.safetensors and last.safetensors,
+Writes metrics.jsonl (the command, then one object an epoch), the weights best.safetensors and last.safetensors,
 checkpoint.safetensors, from which --resume goes on, bit for bit as if the run had not been stopped, and with matplotlib
 curves.png and, at the end, predictions.png (test images classified right, and wrong) and filters.png (the first layer).
 """
@@ -70,6 +70,8 @@ def make_parser() -> argparse.ArgumentParser:
 
 def parse_arguments() -> argparse.Namespace:
     parser = make_parser()
+    command = shlex.join(["python", *sys.argv])
+    parser.set_defaults(command=command)
     arguments = parser.parse_args()
     if arguments.resume:
         before = read_checkpoint(Path(arguments.resume) / "checkpoint.safetensors")[1]
@@ -77,12 +79,14 @@ def parse_arguments() -> argparse.Namespace:
         arguments = parser.parse_args()
         if arguments.out:
             parser.error("--out and --resume exclude each other: a run goes on in its own folder")
+        began = arguments.command
         for name, value in before.items():
             now = getattr(arguments, name)
             if now != value and name not in CHANGEABLE:
                 parser.error(f"{flag(name)} was {value} in this run and cannot become {now}: begin a new run")
             if now != value:
                 print(f"changed  {flag(name)}: {value} before, {now} from here on")
+                arguments.command = f"{began} && {command}"
     for name in ("epochs", "batch_size", "train_size", "test_size"):
         value = getattr(arguments, name)
         if value is not None and value < 1:
@@ -241,7 +245,8 @@ class Run:
         self.saved = f"the last good checkpoint is {self.checkpoint}"
 
     def write_metrics(self) -> None:
-        lines = "".join(json.dumps(record) + "\n" for record in self.progress.records)
+        records = [{"command": self.options["command"]}, *self.progress.records]
+        lines = "".join(json.dumps(record) + "\n" for record in records)
         mr.checkpoint.write_atomically(self.out / "metrics.jsonl", lines.encode())
 
     def diverged(self, what: str) -> str:

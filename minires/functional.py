@@ -6,15 +6,23 @@ float64; the result has it too. Formulas are PyTorch's and stand in the kernels'
 
 from __future__ import annotations
 
-import functools
 import math
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from . import device, tiles
-from .tensor import Tensor, add_arrays, check_range, note_used, record
+from .arguments import (
+    check_not_empty,
+    check_range,
+    check_rank,
+    check_shape,
+    check_tensors,
+    labels_of,
+    output_size,
+    pair_of,
+)
+from .tensor import Tensor, add_arrays, record
 
 __all__ = [
     "add",
@@ -60,57 +68,6 @@ def _launch_planes(kernel: str, planes: int, height: int, width: int, *args: Any
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# What a user can get wrong
-
-
-def _check_tensors(operation: str, **tensors: Tensor | None) -> None:
-    given = {name: t for name, t in tensors.items() if t is not None}
-    first, *_ = given.items()
-    for name, tensor in given.items():
-        if not isinstance(tensor, Tensor):
-            raise TypeError(f"{operation}: {name} must be a minires.Tensor, got {type(tensor).__name__}")
-        if not isinstance(tensor.data, device.current().array_type):
-            raise TypeError(f"{operation}: {name} is not on the current device, {device.get_device()}")
-        if tensor.dtype != first[1].dtype:
-            raise TypeError(f"{operation}: {first[0]} is {first[1].dtype} but {name} is {tensor.dtype}")
-    note_used(*given.values())
-
-
-def _check_rank(operation: str, name: str, tensor: Tensor, axes: str) -> None:
-    if len(tensor.shape) != len(axes.split(", ")):
-        raise ValueError(f"{operation}: {name} must have the shape ({axes}), got {tensor.shape}")
-    if 0 in tensor.shape:
-        raise ValueError(f"{operation}: {name} is empty, its shape is {tensor.shape}")
-
-
-def _check_shape(operation: str, name: str, tensor: Tensor | None, shape: tuple[int, ...], why: str) -> None:
-    if tensor is not None and tensor.shape != shape:
-        raise ValueError(f"{operation}: {name} must have the shape {shape} {why}, got {tensor.shape}")
-
-
-def _pair(operation: str, name: str, value: int | tuple[int, int], least: int) -> tuple[int, int]:
-    pair = (
-        (value, value)
-        if isinstance(value, (int, np.integer))
-        else tuple(value)
-        if isinstance(value, (tuple, list))
-        else ()
-    )
-    if len(pair) != 2 or not all(isinstance(v, (int, np.integer)) and not isinstance(v, bool) for v in pair):
-        raise TypeError(f"{operation}: {name} must be an integer or a pair of integers, got {value!r}")
-    if min(pair) < least:
-        raise ValueError(f"{operation}: {name} must be at least {least}, got {value}")
-    return int(pair[0]), int(pair[1])
-
-
-def _output_size(operation: str, image: tuple, kernel: tuple, stride: tuple, padding: tuple) -> tuple[int, int]:
-    padded = tuple(i + 2 * p for i, p in zip(image, padding, strict=True))
-    if kernel[0] > padded[0] or kernel[1] > padded[1]:
-        raise ValueError(f"{operation}: the kernel {kernel} is larger than the padded image {padded}")
-    return tuple((i - k) // s + 1 for i, k, s in zip(padded, kernel, stride, strict=True))
-
-
-# ---------------------------------------------------------------------------------------------------------------------
 # Matrix products
 
 
@@ -134,12 +91,12 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     x is (N, in), weight (out, in), bias (out,); the result is (N, out). Raises ValueError or TypeError where shapes
     or dtypes do not fit. Formula: torch.nn.functional.linear.
     """
-    _check_tensors("linear", x=x, weight=weight, bias=bias)
-    _check_rank("linear", "x", x, "N, in")
-    _check_rank("linear", "weight", weight, "out, in")
+    check_tensors("linear", x=x, weight=weight, bias=bias)
+    check_rank("linear", "x", x, "N, in")
+    check_rank("linear", "weight", weight, "out, in")
     (n, n_in), n_out = x.shape, weight.shape[0]
-    _check_shape("linear", "weight", weight, (n_out, n_in), f"for x of shape {x.shape}")
-    _check_shape("linear", "bias", bias, (n_out,), f"for weight of shape {weight.shape}")
+    check_shape("linear", "weight", weight, (n_out, n_in), f"for x of shape {x.shape}")
+    check_shape("linear", "bias", bias, (n_out,), f"for weight of shape {weight.shape}")
     y = _empty((n, n_out), x.data)
     _gemm("nt", x.data, weight.data, y, n, n_out, n_in)
     if bias is not None:
@@ -179,15 +136,15 @@ def conv2d(
     """
     if algorithm not in ("auto", "im2col"):
         raise ValueError(f"conv2d: algorithm must be 'auto' or 'im2col', got {algorithm!r}")
-    _check_tensors("conv2d", x=x, weight=weight, bias=bias)
-    _check_rank("conv2d", "x", x, "N, C, H, W")
-    _check_rank("conv2d", "weight", weight, "O, C, KH, KW")
+    check_tensors("conv2d", x=x, weight=weight, bias=bias)
+    check_rank("conv2d", "x", x, "N, C, H, W")
+    check_rank("conv2d", "weight", weight, "O, C, KH, KW")
     (n, c, h, w), (o, c_weight, kh, kw) = x.shape, weight.shape
     if c != c_weight:
         raise ValueError(f"conv2d: x has {c} channels but weight takes {c_weight}: shapes {x.shape} and {weight.shape}")
-    _check_shape("conv2d", "bias", bias, (o,), f"for weight of shape {weight.shape}")
-    stride, padding = _pair("conv2d", "stride", stride, 1), _pair("conv2d", "padding", padding, 0)
-    oh, ow = _output_size("conv2d", (h, w), (kh, kw), stride, padding)
+    check_shape("conv2d", "bias", bias, (o,), f"for weight of shape {weight.shape}")
+    stride, padding = pair_of("conv2d", "stride", stride, 1), pair_of("conv2d", "padding", padding, 0)
+    oh, ow = output_size("conv2d", (h, w), (kh, kw), stride, padding)
     geometry = (h, w, kh, kw, oh, ow, *stride, *padding)
     fast = algorithm == "auto" and (kh, kw) == (3, 3) and stride in ((1, 1), (2, 2)) and max(padding) <= 2
     product, input_gradient, weight_gradient = _CONV3X3 if fast else _IM2COL
@@ -301,11 +258,11 @@ class _BatchNorm:
         eps: float,
     ) -> None:
         named = {"running_mean": running_mean, "running_var": running_var, "weight": weight, "bias": bias}
-        _check_tensors(operation, x=x, **named)
-        _check_rank(operation, "x", x, "N, C, H, W")
+        check_tensors(operation, x=x, **named)
+        check_rank(operation, "x", x, "N, C, H, W")
         n, c, p = x.shape[0], x.shape[1], x.shape[2] * x.shape[3]
         for name, tensor in named.items():
-            _check_shape(operation, name, tensor, (c,), f"for x of shape {x.shape}")
+            check_shape(operation, name, tensor, (c,), f"for x of shape {x.shape}")
         if training and n * p == 1:
             raise ValueError(f"{operation}: training needs more than one value a channel, x has the shape {x.shape}")
         check_range(operation, "momentum", momentum, 0, 1)
@@ -390,8 +347,8 @@ def batch_norm_relu(
     x is (N, C, H, W), residual too, and so is the result; the rest is as in batch_norm. Raises ValueError or TypeError
     where shapes or dtypes do not fit.
     """
-    _check_tensors("batch_norm_relu", x=x, residual=residual)
-    _check_shape("batch_norm_relu", "residual", residual, x.shape, "of x")
+    check_tensors("batch_norm_relu", x=x, residual=residual)
+    check_shape("batch_norm_relu", "residual", residual, x.shape, "of x")
     bn = _BatchNorm("batch_norm_relu", x, running_mean, running_var, weight, bias, training, momentum, eps)
     if residual is None:
         y = bn.forward(_RELU)
@@ -405,9 +362,9 @@ def relu(x: Tensor) -> Tensor:
 
     Raises ValueError where x is empty, TypeError where it is no tensor. Formula: torch.nn.functional.relu.
     """
-    _check_tensors("relu", x=x)
+    check_tensors("relu", x=x)
     n = math.prod(x.shape)
-    _check_not_empty("relu", x)
+    check_not_empty("relu", x)
     y = _empty(x.shape, x.data)
     _launch_elements("relu_forward", n, x.data, y, n)
 
@@ -421,9 +378,9 @@ def relu(x: Tensor) -> Tensor:
 
 def add(a: Tensor, b: Tensor) -> Tensor:
     """a + b for two tensors of one shape and dtype. Raises ValueError or TypeError where they differ."""
-    _check_tensors("add", a=a, b=b)
-    _check_shape("add", "b", b, a.shape, "of a")
-    _check_not_empty("add", a)
+    check_tensors("add", a=a, b=b)
+    check_shape("add", "b", b, a.shape, "of a")
+    check_not_empty("add", a)
     return record("add", add_arrays(a.data, b.data), (a, b), lambda dy: (dy, dy))
 
 
@@ -436,9 +393,9 @@ def shortcut(x: Tensor, out_channels: int, stride: int = 1) -> Tensor:
     x is (N, C, H, W); the result is (N, out_channels, ceil(H / stride), ceil(W / stride)), with half of the new
     channels, rounded down, before the old ones. Raises ValueError where out_channels < C or stride < 1.
     """
-    _check_tensors("shortcut", x=x)
-    _check_rank("shortcut", "x", x, "N, C, H, W")
-    stride, _ = _pair("shortcut", "stride", stride, 1)
+    check_tensors("shortcut", x=x)
+    check_rank("shortcut", "x", x, "N, C, H, W")
+    stride, _ = pair_of("shortcut", "stride", stride, 1)
     n, c, h, w = x.shape
     if out_channels < c:
         raise ValueError(f"shortcut: out_channels is {out_channels}, fewer than the {c} channels of x {x.shape}")
@@ -466,17 +423,17 @@ def avg_pool2d(
     x is (N, C, H, W); the result is (N, C, OH, OW), sized as by conv2d. Raises ValueError where the padding is more
     than half of the window or the window larger than the padded image. Formula: torch.nn.functional.avg_pool2d.
     """
-    _check_tensors("avg_pool2d", x=x)
-    _check_rank("avg_pool2d", "x", x, "N, C, H, W")
-    kernel = _pair("avg_pool2d", "kernel_size", kernel_size, 1)
-    stride = kernel if stride is None else _pair("avg_pool2d", "stride", stride, 1)
-    padding = _pair("avg_pool2d", "padding", padding, 0)
+    check_tensors("avg_pool2d", x=x)
+    check_rank("avg_pool2d", "x", x, "N, C, H, W")
+    kernel = pair_of("avg_pool2d", "kernel_size", kernel_size, 1)
+    stride = kernel if stride is None else pair_of("avg_pool2d", "stride", stride, 1)
+    padding = pair_of("avg_pool2d", "padding", padding, 0)
     if padding[0] * 2 > kernel[0] or padding[1] * 2 > kernel[1]:
         raise ValueError(
             f"avg_pool2d: padding {padding} is more than half of the window {kernel}, which PyTorch does not allow either"
         )
     n, c, h, w = x.shape
-    oh, ow = _output_size("avg_pool2d", (h, w), kernel, stride, padding)
+    oh, ow = output_size("avg_pool2d", (h, w), kernel, stride, padding)
     geometry = (h, w, *kernel, oh, ow, *stride, *padding)
     y = _empty((n, c, oh, ow), x.data)
     _launch_elements("avgpool_forward", n * c * oh * ow, x.data, y, n * c * oh * ow, *geometry)
@@ -491,8 +448,8 @@ def avg_pool2d(
 
 def global_avg_pool2d(x: Tensor) -> Tensor:
     """The mean of each channel of each image: (N, C, H, W) to (N, C). Raises ValueError for another shape."""
-    _check_tensors("global_avg_pool2d", x=x)
-    _check_rank("global_avg_pool2d", "x", x, "N, C, H, W")
+    check_tensors("global_avg_pool2d", x=x)
+    check_rank("global_avg_pool2d", "x", x, "N, C, H, W")
     n, c, h, w = x.shape
     return avg_pool2d(x, (h, w)).reshape(n, c)
 
@@ -508,10 +465,10 @@ def cross_entropy(logits: Tensor, target: Any, label_smoothing: float = 0.0) -> 
     for labels that are no integers, ValueError for one out of range (of an array on a GPU: when the host next reads
     from it), for shapes that do not fit, or smoothing outside 0 .. 1. Formula: torch.nn.functional.cross_entropy.
     """
-    _check_tensors("cross_entropy", logits=logits)
-    _check_rank("cross_entropy", "logits", logits, "N, C")
+    check_tensors("cross_entropy", logits=logits)
+    check_rank("cross_entropy", "logits", logits, "N, C")
     check_range("cross_entropy", "label_smoothing", label_smoothing, 0, 1)
-    (n, c), labels = logits.shape, _labels("cross_entropy", logits, target)
+    (n, c), labels = logits.shape, labels_of("cross_entropy", logits, target)
     losses, loss = _empty((n,), logits.data), _empty((), logits.data)
     _launch_elements("cross_entropy_forward", n, logits.data, labels, losses, n, c, label_smoothing)
     device.launch("cross_entropy_mean", (1,), (_THREADS,), losses, loss, n)
@@ -530,73 +487,9 @@ def count_correct(logits: Tensor, target: Any) -> Any:
     Raises ValueError or TypeError as cross_entropy.
     The result is an int32 device array of shape (), so that a GPU need not be waited for: int() brings it to the host.
     """
-    _check_tensors("count_correct", logits=logits)
-    _check_rank("count_correct", "logits", logits, "N, C")
-    (n, c), labels = logits.shape, _labels("count_correct", logits, target)
+    check_tensors("count_correct", logits=logits)
+    check_rank("count_correct", "logits", logits, "N, C")
+    (n, c), labels = logits.shape, labels_of("count_correct", logits, target)
     correct = device.current().filled((), np.int32, 0)
     _launch_elements("count_correct", n, logits.data, labels, correct, n, c)
     return correct
-
-
-def _labels(operation: str, logits: Tensor, target: Any) -> Any:
-    """`target` as int32 on the device; what is there already is checked by a kernel, of which a GPU tells when it is read."""
-    target = np.asarray(target) if isinstance(target, (list, tuple)) else target
-    if not hasattr(target, "dtype") or target.dtype.kind not in "iu":
-        raise TypeError(
-            f"{operation}: target must be an integer array, got {getattr(target, 'dtype', type(target).__name__)}"
-        )
-    n, c = logits.shape
-    if target.shape != (n,):
-        raise ValueError(
-            f"{operation}: target must have the shape ({n},) for logits {logits.shape}, got {target.shape}"
-        )
-    now = device.current()
-    if not isinstance(target, (now.array_type, np.ndarray)):
-        raise TypeError(f"{operation}: target is not on the current device, {now.name}")
-    if isinstance(target, np.ndarray) and (now.array_type is not np.ndarray or target.dtype != np.int32):  # the host's
-        for index in np.flatnonzero((target < 0) | (target >= c))[:1]:
-            raise _bad_label_error(operation, int(index), int(target[index]), c)
-    labels = target if target.dtype == np.int32 else _to_int32(target, c)
-    labels = labels if isinstance(labels, now.array_type) and labels.flags.c_contiguous else now.to_device(labels)
-    if not now.is_recording:  # the calls before have checked them
-        device.launch(
-            "find_bad_label", (1,), (1,), labels, _bad_label(operation, now, now.watcher), n, c, scalar=logits.dtype
-        )
-        now.when_read(_check_label_of(operation))
-    return labels
-
-
-@functools.lru_cache(maxsize=16)
-def _bad_label(operation: str, now: Any, watcher: Any) -> Any:
-    """Index, value and number of classes of the first bad label, on the device; -1 while there is none."""
-    return now.to_device(np.full(3, -1, np.int32))
-
-
-@functools.cache
-def _check_label_of(operation: str) -> Callable[[], None]:
-    def check() -> None:
-        now = device.current()
-        found = _bad_label(operation, now, now.watcher)
-        index, value, classes = now.to_host(found)
-        if index >= 0:
-            now.assign(found, np.full(3, -1, np.int32))
-            raise _bad_label_error(operation, index, value, classes)
-
-    return check
-
-
-def _bad_label_error(operation: str, index: int, value: int, classes: int) -> ValueError:
-    return ValueError(
-        f"{operation}: target[{index}] is {value}, but with {classes} classes labels lie in 0 .. {classes - 1}"
-    )
-
-
-def _to_int32(labels: Any, classes: int) -> Any:
-    """Labels out of range stay out of range: an int64 must not wrap into it."""
-    limits = np.iinfo(labels.dtype)
-    return labels.clip(max(-1, limits.min), min(classes, limits.max)).astype(np.int32)
-
-
-def _check_not_empty(operation: str, x: Tensor) -> None:
-    if 0 in x.shape:
-        raise ValueError(f"{operation}: the tensor is empty, its shape is {x.shape}")

@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from .tensor import Tensor, check_range, no_grad
+from .arguments import check_range
+from .tensor import Tensor, no_grad
 
 
 class GradcheckError(AssertionError):

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from . import device, functional
-from .tensor import Tensor, check_range
+from .arguments import check_counts, check_range, pair_of
+from .tensor import Tensor
 
 _rng = np.random.default_rng()
 
@@ -116,10 +117,10 @@ class Conv2d(Module):
         padding: int | tuple[int, int] = 0,
         bias: bool = False,
     ) -> None:
-        kernel = functional._pair("Conv2d", "kernel_size", kernel_size, 1)
-        _check_sizes("Conv2d", in_channels=in_channels, out_channels=out_channels)
-        self.stride = functional._pair("Conv2d", "stride", stride, 1)
-        self.padding = functional._pair("Conv2d", "padding", padding, 0)
+        kernel = pair_of("Conv2d", "kernel_size", kernel_size, 1)
+        check_counts("Conv2d", in_channels=in_channels, out_channels=out_channels)
+        self.stride = pair_of("Conv2d", "stride", stride, 1)
+        self.padding = pair_of("Conv2d", "padding", padding, 0)
         deviation = math.sqrt(2 / (out_channels * math.prod(kernel)))
         self.weight = Parameter(_rng.normal(0, deviation, (out_channels, in_channels, *kernel)).astype(np.float32))
         self.bias = Parameter(np.zeros(out_channels, np.float32)) if bias else None
@@ -136,7 +137,7 @@ class BatchNorm2d(Module):
     """
 
     def __init__(self, num_features: int, eps: float = 1e-5, momentum: float = 0.1) -> None:
-        _check_sizes("BatchNorm2d", num_features=num_features)
+        check_counts("BatchNorm2d", num_features=num_features)
         check_range("BatchNorm2d", "eps", eps, 0)
         check_range("BatchNorm2d", "momentum", momentum, 0, 1)
         self.eps, self.momentum = eps, momentum
@@ -185,7 +186,7 @@ class Linear(Module):
     """
 
     def __init__(self, in_features: int, out_features: int) -> None:
-        _check_sizes("Linear", in_features=in_features, out_features=out_features)
+        check_counts("Linear", in_features=in_features, out_features=out_features)
         bound = 1 / math.sqrt(in_features)
         self.weight = Parameter(_rng.uniform(-bound, bound, (out_features, in_features)).astype(np.float32))
         self.bias = Parameter(_rng.uniform(-bound, bound, out_features).astype(np.float32))
@@ -204,9 +205,3 @@ class Sequential(Module):
         for _, module in self.children():
             x = module(x)
         return x
-
-
-def _check_sizes(layer: str, **sizes: int) -> None:
-    for name, size in sizes.items():
-        if not isinstance(size, (int, np.integer)) or size < 1:
-            raise ValueError(f"{layer}: {name} must be an integer of at least 1, got {size!r}")

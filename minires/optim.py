@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from . import device, tiles
-from .tensor import Tensor, check_range, note_used
+from .arguments import check_counts, check_range
+from .tensor import Tensor, note_used
 
 
 class SGD:
@@ -135,7 +136,7 @@ class StepLR(Schedule):
     """The rate times `gamma`, at least 0, after every `step_size` steps. Raises ValueError where that is below 1."""
 
     def __init__(self, optimizer: SGD, step_size: int, gamma: float = 0.1) -> None:
-        _check_steps("StepLR", "step_size", step_size)
+        check_counts("StepLR", step_size=step_size)
         check_range("StepLR", "gamma", gamma, 0)
         self.step_size, self.gamma = step_size, gamma
         super().__init__(optimizer)
@@ -148,7 +149,7 @@ class CosineAnnealingLR(Schedule):
     """From the rate down to `eta_min` along half a cosine in `T_max` steps. Raises ValueError where that is below 1."""
 
     def __init__(self, optimizer: SGD, T_max: int, eta_min: float = 0.0) -> None:
-        _check_steps("CosineAnnealingLR", "T_max", T_max)
+        check_counts("CosineAnnealingLR", T_max=T_max)
         check_range("CosineAnnealingLR", "eta_min", eta_min, 0)
         self.T_max, self.eta_min = T_max, eta_min
         super().__init__(optimizer)
@@ -174,7 +175,7 @@ class OneCycleLR(Schedule):
         div_factor: float = 25.0,
         final_div_factor: float = 1e4,
     ) -> None:
-        _check_steps("OneCycleLR", "total_steps", total_steps)
+        check_counts("OneCycleLR", total_steps=total_steps)
         check_range("OneCycleLR", "max_lr", max_lr, 0)
         check_range("OneCycleLR", "pct_start", pct_start, 0, 1)
         for name, value in (("div_factor", div_factor), ("final_div_factor", final_div_factor)):
@@ -191,11 +192,6 @@ class OneCycleLR(Schedule):
         if step <= peak:
             return _cosine(self.initial_lr, self.max_lr, step / peak if peak > 0 else 1.0)
         return _cosine(self.max_lr, self.final_lr, min((step - peak) / max(last - peak, 1e-9), 1.0))
-
-
-def _check_steps(schedule: str, name: str, steps: int) -> None:
-    if not steps >= 1:
-        raise ValueError(f"{schedule}: {name} must be at least 1, got {steps}")
 
 
 def _cosine(start: float, end: float, share: float) -> float:

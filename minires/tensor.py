@@ -27,13 +27,6 @@ def no_grad() -> Iterator[None]:
         _grad_enabled = before
 
 
-def check_range(where: str, name: str, value: float, least: float, most: float = math.inf) -> None:
-    """Raise ValueError where a number is NaN, infinite or outside of least .. most."""
-    if not (least <= value <= most and math.isfinite(value)):
-        words = f"lie in {least:g} .. {most:g}" if math.isfinite(most) else f"be finite and at least {least:g}"
-        raise ValueError(f"{where}: {name} must {words}, got {value}")
-
-
 _used: list[weakref.ref[Tensor]] | None = None
 
 

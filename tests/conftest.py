@@ -48,6 +48,7 @@ SAME_ON_ANY_DEVICE = {
         "download",
         "exercises",
         "gradcheck",
+        "layers",
         "properties",
     )
 } | {"test_counters", "test_inspect_kernel", "test_sanitizer", "test_gemm_ladder"}

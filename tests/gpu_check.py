@@ -20,13 +20,14 @@ import os
 import platform
 import re
 import shutil
-import subprocess
 import sys
 import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
+import limited  # noqa: E402
+
 import minires as mr  # noqa: E402
 
 TESTS = ROOT / "tests"
@@ -48,22 +49,7 @@ def run(command: list[str], limit: float, **environment: str) -> dict:
     """The command's exit status ("timeout" past `limit` seconds), seconds and the end of what it printed."""
     began = time.perf_counter()
     path = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(ROOT)]))
-    variables = os.environ | {"PYTHONPATH": path, "MINIRES_DEVICE": "cuda"} | environment
-    try:
-        done = subprocess.run(
-            command,
-            timeout=limit,
-            env=variables,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            check=False,
-        )
-        status, output = str(done.returncode), done.stdout
-    except subprocess.TimeoutExpired as late:
-        status, output = "timeout", (late.stdout or b"").decode(errors="replace")
-    except OSError as error:
-        status, output = "not started", str(error)
+    status, output = limited.run(command, limit, {"PYTHONPATH": path, "MINIRES_DEVICE": "cuda", **environment})
     return {
         "command": " ".join(command),
         "status": status,

@@ -15,7 +15,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
 import sys
 import tempfile
 from collections import Counter
@@ -23,6 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+import limited
 from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -86,28 +86,14 @@ def mutants_of(file: str) -> list[Mutant]:
 
 def run_tests(tree: Path, tests: list[str], *options: str) -> tuple[bool, str]:
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *options]
-    environment = os.environ | {
+    environment = {
         "PYTHONPATH": str(tree),
         "XDG_CACHE_HOME": str(tree / "cache"),
         "MINIRES_DEVICE": "cpu",
         "MINIRES_NUM_THREADS": "1",
     }
-    process = subprocess.Popen(
-        [*command, *(f"tests/test_{t}.py" for t in tests)],
-        cwd=tree,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        output, _ = process.communicate(timeout=TIMEOUT)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, 9)
-        process.communicate()
-        return False, "timeout"
-    return process.returncode == 0, output
+    status, output = limited.run([*command, *(f"tests/test_{t}.py" for t in tests)], TIMEOUT, environment, tree)
+    return status == "0", "timeout" if status == "timeout" else output
 
 
 def judge(mutant: Mutant) -> dict:

@@ -153,12 +153,36 @@ def test_lessons_are_short():
 
 def test_the_code_of_the_readme_runs():
     readme = (ROOT / "README.md").read_text()
-    section = readme[readme.index("## Use it") : readme.index("## Tests")]
+    section = readme[readme.index("## Use it") : readme.index("## What to expect")]
     code = "\n".join(line[4:] for line in section.splitlines() if line.startswith("    ") or not line)
     names: dict = {}
     exec(code, names)
     assert np.isfinite(names["loss"].item())
     assert (names["y"].numpy() == 1 + 2 * np.arange(100)).all()
+
+
+def test_the_example_of_an_operation(clone, tmp_path, current_device):
+    """The patch fits, and what it adds passes its own test, the linter and the type checker."""
+    if current_device == "cuda" or not shutil.which("git"):
+        pytest.skip("once is enough, on the CPU, where there is git")
+    tree = tmp_path / "minires"
+    shutil.copytree(clone, tree, ignore=shutil.ignore_patterns("data", "results"))
+    steps = (
+        "git apply examples/leaky_relu.patch",
+        "pytest tests/test_leaky_relu.py -n 0 -q",
+        "ruff check . && ruff format --check . && mypy",
+    )
+    for command in steps:
+        result = run(command, tree, PYTHONPATH=str(tree))
+        assert result.returncode == 0, f"{command}\n{result.stdout}{result.stderr}"
+
+
+def test_what_trains_has_as_many_lines_as_the_readme_says():
+    five = [ROOT / "minires" / f"{name}.py" for name in ("tensor", "functional", "nn", "resnet", "optim")]
+    kernels = list((ROOT / "kernels").glob("*.cu*"))
+    lines = [sum(len(path.read_text().splitlines()) for path in paths) for paths in (five, kernels)]
+    assert lines[0] <= 1300 and lines[1] <= 1100 and len(kernels) == 11
+    assert f"these five files and eleven kernels, {sum(lines):,} lines," in (ROOT / "README.md").read_text()
 
 
 def test_ci_runs_the_commands_that_make_an_environment():

@@ -12,9 +12,18 @@ sys.path.insert(0, str(ROOT / "examples"))
 from exercises import EXERCISES, FOR_SPEED, check, waste  # noqa: E402
 
 STUBS = (ROOT / "examples" / "exercises.cu").read_text()
-SOLUTIONS = (ROOT / "tests" / "exercise_solutions.cu").read_text()
-KERNEL = re.compile(r'extern "C" __global__ void (\w+)\(([^)]*)\)')
+BODIES = dict(
+    re.findall(r"^(\w+)\n((?:    .*\n)+)", (ROOT / "tests" / "exercise_solutions.txt").read_text(), re.MULTILINE)
+)
+KERNEL = re.compile(r'extern "C" __global__ void (\w+)\([^)]*\) \{\n')
 
+
+def written(bodies: dict[str, str]) -> str:
+    """The exercises with their bodies written in."""
+    return KERNEL.sub(lambda m: m[0] + bodies[m[1]], STUBS)
+
+
+SOLUTIONS = written(BODIES)
 BARRIER = "    __syncthreads();\n"
 BROKEN = {  # name: what is changed, and what the check says
     "leaky_relu": (
@@ -44,17 +53,12 @@ def only_once(current_device):
 @pytest.fixture(scope="module")
 def broken():
     """All solutions, each with its fault: one source, since it takes a second or two to compile."""
-    bodies = re.split(r'(?=extern "C")', SOLUTIONS)
-    for i, body in enumerate(bodies[1:], start=1):
-        old, new, _ = BROKEN[KERNEL.match(body)[1]]
-        assert body.count(old) == 1
-        bodies[i] = body.replace(old, new, 1)
-    return "".join(bodies)
+    assert all(BODIES[name].count(old) == 1 for name, (old, _, _) in BROKEN.items())
+    return written({name: BODIES[name].replace(old, new) for name, (old, new, _) in BROKEN.items()})
 
 
 def test_every_exercise_has_a_stub_and_a_solution():
-    assert KERNEL.findall(STUBS) == KERNEL.findall(SOLUTIONS)
-    assert [name for name, _ in KERNEL.findall(STUBS)] == list(EXERCISES) == list(BROKEN)
+    assert KERNEL.findall(STUBS) == list(EXERCISES) == list(BROKEN) == list(BODIES)
 
 
 @pytest.mark.parametrize("name", EXERCISES)
@@ -67,18 +71,18 @@ def test_a_solution_is_right_and_a_broken_one_is_not(name, broken):
 def test_the_second_verdict(name):
     """A solution touches as little as can be; one that is right, but made for a CPU, is told at which line it does not."""
     assert waste(SOLUTIONS, name) is None
-    bodies = {KERNEL.match(body)[1]: body for body in re.split(r'(?=extern "C")', SOLUTIONS)[1:]}
     slow = {
-        "block_max": bodies["block_max"].replace("x[i]", "x[(i * 7) % n]"),
-        "transpose": bodies["transpose"].replace("tile[32][33]", "tile[32][32]"),
+        "block_max": BODIES["block_max"].replace("x[i]", "x[(i * 7) % n]"),
+        "transpose": BODIES["transpose"].replace("tile[32][33]", "tile[32][32]"),
         "depthwise3x3": re.sub(
-            r"k / 34(?! - 1|\])|k / 34", "k % 10", bodies["depthwise3x3"].replace("k % 34", "k / 10")
+            r"k / 34(?! - 1|\])|k / 34", "k % 10", BODIES["depthwise3x3"].replace("k % 34", "k / 10")
         ),
     }[name]
-    assert slow != bodies[name] and check(slow, name) is None
+    code = written(BODIES | {name: slow})
+    assert slow != BODIES[name] and check(code, name) is None
     assert re.search(
         r"\d+ (sectors|wavefronts) where \d+ would do, most of them too many at line \d+: a (load|store)",
-        waste(slow, name),
+        waste(code, name),
     )
 
 

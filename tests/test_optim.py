@@ -37,11 +37,11 @@ def test_one_cycle_ends():
     schedule.step()
     with pytest.raises(ValueError, match="step 3 of 2"):
         schedule.step()
-    with pytest.raises(ValueError, match="total_steps must be at least 1"):
+    with pytest.raises(ValueError, match="total_steps must be an integer of at least 1"):
         mr.optim.OneCycleLR(optimizer, 0.4, 0)
-    with pytest.raises(ValueError, match="StepLR: step_size must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="StepLR: step_size must be an integer of at least 1, got 0"):
         mr.optim.StepLR(optimizer, 0)
-    with pytest.raises(ValueError, match="CosineAnnealingLR: T_max must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="CosineAnnealingLR: T_max must be an integer of at least 1, got 0"):
         mr.optim.CosineAnnealingLR(optimizer, 0)
 
 

@@ -58,7 +58,7 @@ def results(run: Path) -> tuple[dict, list[dict]]:
     """The bits of all arrays that a run leaves, and its metrics but for the time it took."""
     files = {name: mr.checkpoint.load(run / f"{name}.safetensors")[0] for name in ("best", "last", "checkpoint")}
     arrays = {(file, name): a.tobytes() for file, arrays in files.items() for name, a in arrays.items()}
-    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()[1:]]
     timings = "seconds", "images_per_second"
     return arrays, [{k: v for k, v in record.items() if k not in timings} for record in records]
 
