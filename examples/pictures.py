@@ -46,6 +46,24 @@ def curves(records: list[dict], title: str, path: Path) -> None:
     _save(figure, path)
 
 
+def losses(runs: dict[str, np.ndarray], path: Path) -> None:
+    """Losses by step of several runs, and under them how far each is from the second one."""
+    figure, (top, bottom) = _pyplot().subplots(2, 1, figsize=(10, 7), sharex=True, layout="constrained")
+    _, other, *_ = runs.items()
+    for name, values in runs.items():
+        steps = np.arange(1, len(values) + 1)
+        top.plot(steps, values, linewidth=0.7, label=name)
+        if name != other[0]:
+            bottom.semilogy(
+                steps, np.abs(values - other[1][: len(values)]) / other[1][: len(values)], ".", markersize=2, label=name
+            )
+    top.set(ylabel="loss")
+    bottom.set(xlabel="step", ylabel=f"share by which it is off {other[0]}'s")
+    top.legend()
+    bottom.legend()
+    _save(figure, path)
+
+
 def predictions(
     images: np.ndarray, labels: np.ndarray, predicted: np.ndarray, classes: Sequence[str], path: Path
 ) -> None:

@@ -2,7 +2,9 @@
 
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +33,7 @@ class Own:
     expected: dict
     shared_mem: int = 0
     atol: float = 1e-5
+    exact: bool = False
 
 
 def zeros(n, dtype=np.float32):
@@ -41,6 +44,20 @@ def structs():
     items = np.zeros(64, PAIR)
     items["a"], items["b"] = X[:64], I[:64]
     return items
+
+
+def rounded(f: Callable, direction: str) -> np.ndarray:
+    """f of the elements of X[:64] and X[64:128], without error, and then as float32."""
+    results = []
+    for a, b in zip(X[:64], X[64:128], strict=True):
+        value = f(Fraction(float(a)), Fraction(float(b)))
+        nearest = np.float32(value.numerator / value.denominator)
+        wanted = {"down": -np.inf, "up": np.inf, "to zero": 0, "to nearest": None}[direction]
+        too_far = Fraction(float(nearest)) > value if wanted == -np.inf else Fraction(float(nearest)) < value
+        if wanted == 0:
+            too_far = abs(Fraction(float(nearest))) > abs(value)
+        results.append(np.nextafter(nearest, np.float32(wanted)) if wanted is not None and too_far else nearest)
+    return np.array(results)
 
 
 OWN = {
@@ -328,6 +345,128 @@ OWN = {
         (I[:256], zeros(256, np.int32)),
         {1: np.full(256, (I[:256] > 500).sum() + 20000)},
     ),
+    "aligned dynamic shared memory of bytes": Own(
+        "template <typename T> __global__ void k(const T* x, T* y) {\n"
+        "  extern __shared__ __align__(sizeof(T)) unsigned char raw[];\n  T* s = reinterpret_cast<T*>(raw);\n"
+        "  __shared__ alignas(16) T twice[64];\n  int t = threadIdx.x;\n  s[t] = x[t];\n  twice[t] = 2 * x[t];\n"
+        "  __syncthreads();\n  y[t] = s[63 - t] + twice[63 - t];\n}",
+        "k<double>",
+        (1,),
+        (64,),
+        (X[:64].astype(float), zeros(64, float)),
+        {1: 3 * X[63::-1].astype(float)},
+        shared_mem=512,
+    ),
+    "a name of C's library": Own(
+        'extern "C" __global__ void index(const float* x, float* y, int n = 0) { y[threadIdx.x] = expf(x[threadIdx.x]); }',
+        "index",
+        (1,),
+        (64,),
+        (X[:64], zeros(64), 64),
+        {1: np.exp(X[:64])},
+    ),
+    "macros with everyday names": Own(
+        "#define threads 64\n#define args 2\n#define block 3\n#define grid 1\n#define launch 1\n#define bytes 8\n"
+        "#define line 5\n#define file 6\n#define T 8\n#define K 4\n#define A 1\n"
+        "__global__ void k(float* y) {\n  __shared__ float s[T][T];\n  int t = threadIdx.x;\n  s[t / T][t % T] = t;\n"
+        "  __syncthreads();\n  y[t] = s[t % T][t / T] + __shfl_sync(0xffffffff, block + gridDim.x, 0);\n}",
+        "k",
+        (1,),
+        (64,),
+        (zeros(64),),
+        {0: np.arange(64).reshape(8, 8).T.ravel() + 4},
+    ),
+    "objects with virtual functions, on the heap": Own(
+        "struct Shape { __device__ virtual float area() const = 0; __device__ virtual ~Shape() {} };\n"
+        "struct Square : Shape { float a; __device__ Square(float a) : a(a) {} __device__ float area() const { return a * a; } };\n"
+        "__global__ void k(const float* x, float* y) {\n  int t = threadIdx.x;\n  Shape* shape = new Square(x[t]);\n"
+        "  float* copy = (float*)malloc(4);\n  *copy = shape->area();\n  y[t] = *copy;\n  free(copy);\n  delete shape;\n}",
+        "k",
+        (1,),
+        (64,),
+        (X[:64], zeros(64)),
+        {1: X[:64] ** 2},
+    ),
+    "rounding in every direction": Own(
+        "__global__ void k(const float* x, float* y) {\n  int t = threadIdx.x;\n  float a = x[t], b = x[t + 64];\n"
+        "  y[t] = __fadd_rd(a, b);\n  y[t + 64] = __fadd_ru(a, b);\n  y[t + 128] = __fmul_rz(a, b);\n"
+        "  y[t + 192] = __fdiv_ru(a, b);\n  y[t + 256] = __fmaf_rd(a, b, a);\n  y[t + 320] = __fadd_rn(a, b);\n}",
+        "k",
+        (1,),
+        (64,),
+        (X[:128], zeros(384)),
+        {
+            1: np.concatenate(
+                [
+                    rounded(lambda a, b: a + b, "down"),
+                    rounded(lambda a, b: a + b, "up"),
+                    rounded(lambda a, b: a * b, "to zero"),
+                    rounded(lambda a, b: a / b, "up"),
+                    rounded(lambda a, b: a * b + a, "down"),
+                    rounded(lambda a, b: a + b, "to nearest"),
+                ]
+            )
+        },
+        exact=True,
+    ),
+    "labels in a warp, and scans": Own(
+        "#include <cooperative_groups.h>\n#include <cooperative_groups/scan.h>\nnamespace cg = cooperative_groups;\n"
+        "__global__ void k(int* y) {\n  auto warp = cg::tiled_partition<32>(cg::this_thread_block());\n  int t = threadIdx.x;\n"
+        "  auto same = cg::labeled_partition(warp, t % 5);\n  auto half = cg::binary_partition(warp, t < 20);\n"
+        "  y[t] = same.size() + 100 * half.thread_rank() + 10000 * cg::exclusive_scan(warp, t, cg::plus<int>());\n"
+        "  y[t + 32] = cg::inclusive_scan(warp, t);\n}",
+        "k",
+        (1,),
+        (32,),
+        (zeros(64, np.int32),),
+        {
+            0: [
+                (7 if t % 5 < 2 else 6) + 100 * (t if t < 20 else t - 20) + 10000 * (t * (t - 1) // 2)
+                for t in range(32)
+            ]
+            + [t * (t + 1) // 2 for t in range(32)]
+        },
+    ),
+    "a structure defined where it is declared": Own(
+        "__global__ void k(const float* x, float* y) {\n  __shared__ struct { float a[64]; int n; } s;\n"
+        "  __shared__ union Either { float f[64]; int i[64]; } u;\n  int t = threadIdx.x;\n  s.a[t] = x[t];\n  u.f[t] = 1;\n"
+        "  if (t == 0) s.n = 3;\n  __syncthreads();\n  y[t] = s.a[63 - t] + s.n + u.f[63 - t];\n}",
+        "k",
+        (1,),
+        (64,),
+        (X[:64], zeros(64)),
+        {1: X[63::-1] + 4},
+    ),
+    "cuda::std": Own(
+        "#include <cuda/std/limits>\ntemplate <class T> __global__ void k(T* y) {\n"
+        "  y[threadIdx.x] = cuda::std::numeric_limits<T>::max();\n}",
+        "k<float>",
+        (1,),
+        (32,),
+        (zeros(32),),
+        {0: np.full(32, np.finfo(np.float32).max)},
+    ),
+    "means and differences of integers": Own(
+        "__global__ void k(const int* x, long long* y) {\n  int t = threadIdx.x, a = x[t] - 500, b = x[t + 64];\n"
+        "  long long wide = (long long)a << 40;\n  y[t] = __sad(a, b, 7u);\n  y[t + 64] = __hadd(a, b) + 3 * __rhadd(a, b);\n"
+        "  y[t + 128] = __mul64hi(wide, wide + b);\n  y[t + 192] = __funnelshift_lc(a, b, 40);\n}",
+        "k",
+        (1,),
+        (64,),
+        (I[:128], zeros(256, np.int64)),
+        {
+            1: [abs(a - 500 - b) + 7 for a, b in zip(I[:64].tolist(), I[64:128].tolist(), strict=True)]
+            + [
+                ((a - 500 + b) >> 1) + 3 * ((a - 500 + b + 1) >> 1)
+                for a, b in zip(I[:64].tolist(), I[64:128].tolist(), strict=True)
+            ]
+            + [
+                (((a - 500) << 40) * (((a - 500) << 40) + b)) >> 64
+                for a, b in zip(I[:64].tolist(), I[64:128].tolist(), strict=True)
+            ]
+            + [(a - 500) % 2**32 for a in I[:64].tolist()]
+        },
+    ),
     "shuffles of 8 bytes": Own(
         "__global__ void k(const double* x, double* y, long long* z) {\n  int t = threadIdx.x;\n"
         "  y[t] = __shfl_up_sync(0xffffffffu, x[t], 1);\n  z[t] = __shfl_xor_sync(0xffffffffu, (long long)t << 40, 1);\n}",
@@ -365,7 +504,21 @@ def test_values(name, sanitized, current_device):
     else:
         results = launch(own)
     for i, expected in own.expected.items():
-        np.testing.assert_allclose(results[i], expected, rtol=1e-5, atol=own.atol)
+        rtol, atol = (0, 0) if own.exact else (1e-5, own.atol)
+        np.testing.assert_allclose(results[i], expected, rtol=rtol, atol=atol)
+
+
+def test_a_macro_may_write_a_kernel(current_device):
+    if current_device != "cpu":
+        pytest.skip("on a GPU its parameters cannot be read, which is said")
+    code = (
+        "#define UNARY(name, f) __global__ void name##_kernel(float* x) \\\n  { x[threadIdx.x] = f(x[threadIdx.x]); }\n"
+    )
+    x = device.current().to_device(X[:64])
+    mr.RawKernel(f"{code}UNARY(half, 0.5f *)\nUNARY(root, sqrtf)\n", "half_kernel")((1,), (64,), (x,))
+    np.testing.assert_array_equal(x, X[:64] / 2)
+    with pytest.raises(mr.DeviceError, match="third_kernel"):
+        mr.RawKernel(code, "third_kernel")
 
 
 def test_nvrtc_takes_them_too(current_device):
@@ -418,11 +571,10 @@ def test_what_cannot_be_had_is_one_sentence(code, words, current_device):
         assert len(str(caught.value).splitlines()) == 1
 
 
-@pytest.mark.parametrize("type_and_name", ["union { int a; float b; } u", "struct S { int a; } u", "float (*u)[4]"])
-def test_shared_memory_of_a_type_without_a_name_is_one_sentence(type_and_name, current_device):
+def test_shared_memory_of_a_type_without_a_name_is_one_sentence(current_device):
     if current_device != "cpu":
         pytest.skip("a limit of the cpu device's instruments")
-    code = f"{HEAD}\n__shared__ {type_and_name};\n}}\n"
+    code = f"{HEAD}\n__shared__ float (*u)[4];\n}}\n"
     with (
         mr.sanitize(),
         pytest.raises(mr.DeviceError, match="RawKernel:[23]: __shared__ .* the name of a type") as caught,

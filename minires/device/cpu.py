@@ -30,6 +30,7 @@ from .source import (
     MAX_POINTERS,
     MAX_SHARED,
     DeviceError,
+    KernelText,
     Module,
     Parameter,
     Signature,
@@ -150,11 +151,11 @@ def build(code: str, names: tuple[str, ...], scalar: np.dtype, instruments: Inst
     compiler = _compiler()
     version = _version(*compiler)
     is_clang = "clang" in version
-    wanted = {base_name(name) for name in names}
+    wanted, texts = {base_name(name) for name in names}, find_kernels(code)
     unit = prepare(code, wanted)
     if instruments:
         unit = instruments.rewrite(unit)
-    entries = "".join(f"\nMINIRES_KERNEL({i}, {name})" for i, name in enumerate(names))
+    entries = "".join(f"\nMINIRES_KERNEL({i}, {_expression(name, texts)})" for i, name in enumerate(names))
     unit = f'{unit}\n#line 1 "entries"{entries}\n'
     if not is_clang:  # g++ spells CUDA's pragma its own way, and needs a number
         unit = _UNROLL.sub(lambda m: f"#pragma GCC unroll {m[1] or 16}", unit)
@@ -176,6 +177,14 @@ def build(code: str, names: tuple[str, ...], scalar: np.dtype, instruments: Inst
             _run([*compiler, *step], "the kernels", unit)
 
     return _once([unit, *runtime, *compiler, *flags, version, _processor()], make)
+
+
+def _expression(name: str, texts: dict[str, KernelText]) -> str:
+    """A kernel's name in C++; with its type where a function of C's library, `index` or `exp`, may have the same name."""
+    text = texts.get(name)
+    if text is None or text.template is not None:
+        return name
+    return f"static_cast<void (*)({', '.join(text.parameters)})>({name})"
 
 
 @functools.cache
@@ -236,8 +245,11 @@ def prepare(code: str, wanted: set[str]) -> str:
     for kernel in find_kernels(code).values():
         if kernel.name not in wanted:
             code = code[: kernel.begin] + spaces(code[kernel.begin : kernel.end]) + code[kernel.end :]
+    for name in filter(functools.partial(hasattr, ctypes.CDLL(None)), wanted):  # C's library has such a function too
+        code = re.sub(rf'\bextern\s*"C"(?=\s*__global__\s+void\s+{name}\b)', "", code)
     code = expand_includes(code, _header)
     code = re.sub(r"\bstatic\s+(?=__(?:constant|shared|device)__)|(?<=__constant__)\s+static\b", "", code)
+    code = re.sub(rf"\b__shared__\s+(alignas\s*{_BRACKETS})", r"\1 __shared__", code)
     text, dynamic = blank(code), False
 
     def shared(match: re.Match) -> str:
@@ -246,15 +258,16 @@ def prepare(code: str, wanted: set[str]) -> str:
         before = text[: match.start()]
         if before.count("{") == before.count("}"):  # outside of functions it stays an array
             return f"MINIRES_DYNAMIC_SHARED {match[0][match.end('head') - match.start() : -1]} __asm__(MINIRES_DYNAMIC_SYMBOL);"
-        kind, rest = re.sub(r"(?:__align__|alignas)\s*\([^()]*\)", "", match["type"]).strip(), match["rest"].strip()
+        kind, rest = re.sub(rf"(?:__align__|alignas)\s*{_BRACKETS}", "", match["type"]).strip(), match["rest"].strip()
         return f"{kind} (*const {match['name']}){rest} = reinterpret_cast<{kind} (*){rest}>(minires_dynamic_shared);"
 
     code = _DYNAMIC.sub(shared, code)
     return f"MINIRES_DYNAMIC_MEMORY({MAX_SHARED})\n{code}" if dynamic else code
 
 
+_BRACKETS = r"\((?:[^()]|\([^()]*\))*\)"
 _DYNAMIC = re.compile(
-    r"(?P<head>\bextern\s+__shared__|__shared__\s+extern)\s+(?P<type>[^;()]*?(?:\(\d+\))?[^;()]*?)"
+    rf"(?P<head>\bextern\s+__shared__|__shared__\s+extern)\s+(?P<type>(?:[^;()]|{_BRACKETS})*?)"
     r"(?P<name>\b\w+)\s*\[\s*\](?P<rest>(?:\s*\[[^\];]*\])*)\s*;"
 )
 
@@ -263,6 +276,8 @@ def _header(name: str) -> str | None:
     own = _HERE / "include" / name
     if own.exists():
         return f'#include "{own.as_posix()}"'
+    if name.startswith("cuda/std/"):
+        return f"#include <{name.removeprefix('cuda/std/')}>\nnamespace cuda {{ namespace std = ::std; }}"
     return "" if HOST_HEADERS.fullmatch(name) else None
 
 

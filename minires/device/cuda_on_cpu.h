@@ -4,6 +4,7 @@
 #pragma once
 
 #include <assert.h>
+#include <fenv.h>
 #include <float.h>
 #include <limits.h>
 #include <math.h>
@@ -126,6 +127,10 @@ static inline float cospif(float x) { return cosf(x * 3.14159265358979f); }
 static inline double sinpi(double x) { return sin(x * 3.14159265358979323846); }
 static inline double cospi(double x) { return cos(x * 3.14159265358979323846); }
 static inline float norm3df(float x, float y, float z) { return sqrtf(x * x + y * y + z * z); }
+static inline float norm4df(float x, float y, float z, float w) { return sqrtf(x * x + y * y + z * z + w * w); }
+static inline float rhypotf(float x, float y) { return 1.0f / hypotf(x, y); }
+static inline float rnorm3df(float x, float y, float z) { return 1.0f / norm3df(x, y, z); }
+static inline void sincospif(float x, float* s, float* c) { *s = sinpif(x), *c = cospif(x); }
 static inline float normcdff(float x) { return 0.5f * erfcf(-x * 0.70710678f); }
 #define __expf expf  // macros: glibc declares some of these names for itself
 #define __exp10f(x) powf(10.0f, x)
@@ -138,18 +143,32 @@ static inline float normcdff(float x) { return 0.5f * erfcf(-x * 0.70710678f); }
 #define __tanf tanf
 #define __sincosf sincosf
 
-// Without fusing or reordering; only rounding to nearest is here.
-#define MINIRES_ROUNDED(T, prefix)                                                                   \
-    static inline T prefix##add_rn(T x, T y) { volatile T z = x + y; return z; }                     \
-    static inline T prefix##sub_rn(T x, T y) { volatile T z = x - y; return z; }                     \
-    static inline T prefix##mul_rn(T x, T y) { volatile T z = x * y; return z; }                     \
-    static inline T prefix##div_rn(T x, T y) { volatile T z = x / y; return z; }                     \
-    static inline T prefix##rcp_rn(T x) { volatile T z = T(1) / x; return z; }                       \
-    static inline T prefix##sqrt_rn(T x) { volatile T z = sqrt(x); return z; }
-MINIRES_ROUNDED(float, __f)
-MINIRES_ROUNDED(double, __d)
-static inline float __fmaf_rn(float x, float y, float z) { return fmaf(x, y, z); }
-static inline double __fma_rn(double x, double y, double z) { return fma(x, y, z); }
+// Without fusing or reordering; rounded to nearest, towards zero, up or down.
+#define MINIRES_ROUNDED_TO(T, name, mode, expression)          \
+    static inline T name(T a, T b = 0, T c = 0) {              \
+        volatile T x = a, y = b, z = c;                        \
+        const int before = fegetround();                       \
+        if (mode != FE_TONEAREST) fesetround(mode);            \
+        volatile T result = expression;                        \
+        if (mode != FE_TONEAREST) fesetround(before);          \
+        return result;                                         \
+    }
+#define MINIRES_ROUNDED(T, name, expression)                   \
+    MINIRES_ROUNDED_TO(T, name##_rn, FE_TONEAREST, expression) \
+    MINIRES_ROUNDED_TO(T, name##_rz, FE_TOWARDZERO, expression) \
+    MINIRES_ROUNDED_TO(T, name##_ru, FE_UPWARD, expression)    \
+    MINIRES_ROUNDED_TO(T, name##_rd, FE_DOWNWARD, expression)
+#define MINIRES_ARITHMETIC(T, prefix)        \
+    MINIRES_ROUNDED(T, prefix##add, x + y)   \
+    MINIRES_ROUNDED(T, prefix##sub, x - y)   \
+    MINIRES_ROUNDED(T, prefix##mul, x * y)   \
+    MINIRES_ROUNDED(T, prefix##div, x / y)   \
+    MINIRES_ROUNDED(T, prefix##rcp, T(1) / x) \
+    MINIRES_ROUNDED(T, prefix##sqrt, sqrt(T(x)))
+MINIRES_ARITHMETIC(float, __f)
+MINIRES_ARITHMETIC(double, __d)
+MINIRES_ROUNDED(float, __fmaf, fmaf(x, y, z))
+MINIRES_ROUNDED(double, __fma, fma(x, y, z))
 static inline float __frsqrt_rn(float x) { return float(1.0 / sqrt(double(x))); }
 
 // Conversions as __float2int_rn: to nearest even, towards zero, up, down; out of range they saturate, as on a GPU.
@@ -204,12 +223,31 @@ static inline unsigned __funnelshift_l(unsigned lo, unsigned hi, unsigned n) {
 static inline unsigned __funnelshift_r(unsigned lo, unsigned hi, unsigned n) {
     return ((unsigned long long)hi << 32 | lo) >> (n & 31);
 }
+static inline unsigned __funnelshift_lc(unsigned lo, unsigned hi, unsigned n) {
+    return n < 32 ? __funnelshift_l(lo, hi, n) : lo;
+}
+static inline unsigned __funnelshift_rc(unsigned lo, unsigned hi, unsigned n) {
+    return n < 32 ? __funnelshift_r(lo, hi, n) : hi;
+}
 static inline int __mul24(int x, int y) { return (x << 8 >> 8) * (y << 8 >> 8); }
 static inline unsigned __umul24(unsigned x, unsigned y) { return (x & 0xffffff) * (y & 0xffffff); }
 static inline int __mulhi(int x, int y) { return int((long long)x * y >> 32); }
 static inline unsigned __umulhi(unsigned x, unsigned y) { return unsigned((unsigned long long)x * y >> 32); }
 static inline unsigned long long __umul64hi(unsigned long long x, unsigned long long y) {
     return (unsigned long long)((unsigned __int128)x * y >> 64);
+}
+static inline long long __mul64hi(long long x, long long y) { return (long long)((__int128)x * y >> 64); }
+static inline unsigned __sad(int x, int y, unsigned z) { return z + (x > y ? unsigned(x) - y : unsigned(y) - x); }
+static inline unsigned __usad(unsigned x, unsigned y, unsigned z) { return z + (x > y ? x - y : y - x); }
+static inline int __hadd(int x, int y) { return int(((long long)x + y) >> 1); }
+static inline int __rhadd(int x, int y) { return int(((long long)x + y + 1) >> 1); }
+static inline unsigned __uhadd(unsigned x, unsigned y) { return unsigned(((unsigned long long)x + y) >> 1); }
+static inline unsigned __urhadd(unsigned x, unsigned y) { return unsigned(((unsigned long long)x + y + 1) >> 1); }
+static inline unsigned umin(unsigned x, unsigned y) { return x < y ? x : y; }
+static inline unsigned umax(unsigned x, unsigned y) { return x < y ? y : x; }
+static inline unsigned __dp4a(unsigned x, unsigned y, unsigned sum) {
+    for (int i = 0; i < 4; ++i) sum += (x >> 8 * i & 255) * (y >> 8 * i & 255);
+    return sum;
 }
 static inline int __dp4a(int x, int y, int sum) {
     for (int i = 0; i < 4; ++i) sum += int(int8_t(x >> 8 * i)) * int8_t(y >> 8 * i);

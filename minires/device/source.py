@@ -107,6 +107,7 @@ _BEFORE = re.compile(
     r'(?:template\s*<(?P<parameters>[^;{}]*)>\s*)?(?:(?:extern\s*"[^"]*"|static|inline|__forceinline__|__launch_bounds__'
     r"\s*\([^()]*\))\s*)*$"
 )
+_MACRO = re.compile(r"^[ \t]*#[ \t]*define\b(?:[^\n]*\\\n)*[^\n]*", re.MULTILINE)
 _ATTRIBUTE = re.compile(r"(?:__\w+__|alignas)\s*\((?:[^()]|\([^()]*\))*\)")
 _DECLARATOR = re.compile(r"(?P<name>\w+)\s*(?:<[^;{}()]*>)?\s*\(")
 
@@ -115,6 +116,7 @@ _DECLARATOR = re.compile(r"(?P<name>\w+)\s*(?:<[^;{}()]*>)?\s*\(")
 def find_kernels(code: str) -> dict[str, KernelText]:
     """The `__global__` functions that `code` defines."""
     text, found = blank(code), {}
+    text = _MACRO.sub(lambda m: spaces(m[0]), text)  # what a macro defines has no name yet
     for mark in re.finditer(r"__global__", text):
         after = _ATTRIBUTE.sub(lambda m: spaces(m[0]), text[mark.end() : mark.end() + 4000])
         declarator = _DECLARATOR.search(after)
@@ -131,7 +133,8 @@ def find_kernels(code: str) -> dict[str, KernelText]:
         template = before["parameters"]
         names = split(template) if template is not None else ()
         begin = mark.start() - len(before[0])
-        parameters = [p for p in split(text[opening + 1 : closing(text, opening) - 1]) if p != "void"]
+        written = split(text[opening + 1 : closing(text, opening) - 1])
+        parameters = [p.partition("=")[0].strip() for p in written if p != "void"]  # without defaults
         found[declarator["name"]] = KernelText(
             declarator["name"],
             begin,
@@ -160,7 +163,7 @@ def base_name(name: str) -> str:
 
 def parameter_name(declaration: str, number: int) -> str:
     """The name in a parameter's declaration; `argument 2` where it has none."""
-    words = re.findall(r"[A-Za-z_]\w*", re.sub(r"\[.*|=.*", "", declaration))
+    words = re.findall(r"[A-Za-z_]\w*", re.sub(r"\[.*", "", declaration))
     return words[-1] if len(words) > 1 else f"argument {number}"
 
 
@@ -312,7 +315,7 @@ class Module:
         ValueError where the source has no such kernel.
         """
         if name not in self._kernels:
-            if not re.search(rf"\b{re.escape(base_name(name))}\b", self._code):
+            if not re.search(rf"\b{re.escape(base_name(name))}\b|##", self._code):  # ##: a macro may make the name
                 known = ", ".join(sorted(self.texts)) or "none"
                 raise ValueError(f"no kernel {name!r} (__global__ void {name}(...)) in the source; it has: {known}")
             plain = tuple(text.name for text in self.texts.values() if text.template is None)

@@ -395,7 +395,7 @@ template <class... A, void (*K)(A...)> struct Kernel<K> {
     }
 
     // The index of the first block that was stopped, or -1; `message` then says by what.
-    static int64_t launch(const unsigned* grid_and_block, void** args, unsigned threads, char* message) {
+    static int64_t launch_(const unsigned* grid_and_block, void** args, unsigned threads, char* message) {
         const unsigned* g = grid_and_block;
         Launch launch{{g[0], g[1], g[2]}, {g[3], g[4], g[5]}, run_block, body, args};
         launch.message = message;
@@ -409,9 +409,9 @@ template <class... A, void (*K)(A...)> struct Kernel<K> {
 
 }  // namespace minires
 
-#define MINIRES_KERNEL(id, ...)                                                                                \
+#define MINIRES_KERNEL(id, ...)  /* a kernel's own macros do not end in _ */                                    \
     extern "C" __attribute__((visibility("default"))) int64_t minires_launch_##id(                            \
-        const unsigned* grid_and_block, void** args, unsigned threads, char* message) {                        \
-        return minires::Kernel<__VA_ARGS__>::launch(grid_and_block, args, threads, message);                   \
+        const unsigned* geometry_, void** args_, unsigned threads_, char* message_) {                          \
+        return minires::Kernel<__VA_ARGS__>::launch_(geometry_, args_, threads_, message_);                     \
     }                                                                                                          \
     MINIRES_PARAMETERS(id, __VA_ARGS__)

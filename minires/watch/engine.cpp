@@ -53,6 +53,7 @@ static uint64_t dynamic_bytes;
 static void (*body)(void**);
 static void** body_args;
 static char *image_begin, *image_end;
+static std::map<char*, size_t> heap;  // what threads have allocated: not watched
 
 extern "C" {
 // `extern __shared__` arrays are this symbol, whatever their names: see cpu.py.
@@ -113,6 +114,8 @@ static void access(void* where, size_t bytes, bool writes, void* caller, bool at
     bool inside;
     Array* array = nearest(address, &inside);
     if (!array) return;
+    const auto after = heap.upper_bound(address);
+    if (!inside && after != heap.begin() && address < std::prev(after)->first + std::prev(after)->second) return;
     const bool is_own = (address >= reinterpret_cast<char*>(&minires_now) && address < reinterpret_cast<char*>(&minires_now + 1)) ||
                         (address >= minires_dynamic_shared && address < minires_dynamic_shared + sizeof minires_dynamic_shared);
     if (!inside && (is_own || (address >= image_begin && address < image_end))) {  // constants and threadIdx: of no interest
@@ -290,6 +293,7 @@ int run(Observer& by, void (*kernel)(void**), const unsigned* grid_and_block, ui
     body_args = args;
     dynamic_bytes = shared_bytes;
     failed = false;
+    heap.clear();
     arrays.clear();
     for (const Region& r : regions)
         arrays.push_back({r.base, r.bytes, r.element, r.cell, nullptr, int64_t(arrays.size()), r.initialized, 0});
@@ -394,6 +398,12 @@ void minires_stop(const char* file, int line, const char* what) {
     leave();
 }
 
+void* minires_malloc(size_t bytes) {
+    void* const place = malloc(bytes);
+    heap[static_cast<char*>(place)] = bytes;
+    return place;
+}
+
 long long minires_clock() { return threads[running].clock += 100; }  // the same in every order
 void minires_atomic(void* address, size_t bytes) { access(address, bytes, true, __builtin_return_address(0), true); }
 
@@ -425,6 +435,8 @@ void* __tsan_memmove(void* to, const void* from, size_t bytes) {
     access(to, bytes, true, __builtin_return_address(0));
     return memmove(to, from, bytes);
 }
+void __tsan_vptr_read(void** p) { access(p, sizeof *p, false, __builtin_return_address(0)); }
+void __tsan_vptr_update(void** p, void*) { access(p, sizeof *p, true, __builtin_return_address(0)); }
 void __tsan_func_entry(void*) {}
 void __tsan_func_exit() {}
 void __tsan_init() {}

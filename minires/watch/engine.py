@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from ..device.cpu import Instruments
-from ..device.source import DeviceError, Signature, blank, place_of, split
+from ..device.source import DeviceError, Signature, blank, closing, place_of, split
 
 _HERE = Path(__file__).parent
 _RED_ZONE = 4096
@@ -56,8 +56,21 @@ _DECLARATOR = re.compile(
 )
 
 
+def _name_types(unit: str) -> str:
+    """`unit` with what is defined in a `__shared__` declaration, `struct { int a; } s`, defined before it, with a name."""
+    for n, match in enumerate(reversed(list(_DEFINED.finditer(blank(unit))))):
+        name, end = match["name"] or f"minires_type_{n}", closing(blank(unit), match.end() - 1)
+        body = unit[match.end() - 1 : end]
+        unit = f"{unit[: match.start()]}{match['kind']} {name} {body}; __shared__ {name}{unit[end:]}"
+    return unit
+
+
+_DEFINED = re.compile(r"\b__shared__\s+(?P<kind>struct|union|class)\s*(?P<name>\w*)\s*\{")
+
+
 def rewrite_shared(unit: str) -> str:
     """`unit` with its `__shared__` declarations rewritten, and a function that makes those outside of functions known."""
+    unit = _name_types(unit)
     text, parts, end, outside = blank(unit), [], 0, []
     depth, counted = 0, 0
     for match in re.finditer(r"__shared__\b([^;]*);", text):

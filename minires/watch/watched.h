@@ -2,9 +2,9 @@
 // puts a call before every load and store; engine.cpp receives these calls in place of ThreadSanitizer.
 #pragma once
 
-struct minires_state {
-    uint3 thread, block;
-    dim3 grid, threads;
+struct minires_state {  // engine.h's; a kernel's own macros do not end in _
+    uint3 thread_, block_;
+    dim3 grid_, threads_;
 };
 extern "C" {
 extern minires_state minires_now;
@@ -16,14 +16,15 @@ void minires_check_lane(unsigned mask, unsigned lane, const char* file, int line
 unsigned minires_converge(const char* file, int line);
 int minires_vote(int yes, int id, const char* file, int line);
 void minires_atomic(void* address, size_t bytes);
+void* minires_malloc(size_t bytes);
 [[noreturn]] void minires_stop(const char* file, int line, const char* what);
 long long minires_clock();
 }
 
-#define threadIdx minires_now.thread
-#define blockIdx minires_now.block
-#define gridDim minires_now.grid
-#define blockDim minires_now.threads
+#define threadIdx minires_now.thread_
+#define blockIdx minires_now.block_
+#define gridDim minires_now.grid_
+#define blockDim minires_now.threads_
 
 // What `__shared__ type name[..];` is rewritten to: an array between red zones, known by name. Outside of functions it has
 // a place of its own, and the kernel's entry makes it known.
@@ -39,6 +40,10 @@ long long minires_clock();
 #define MINIRES_DYNAMIC_SHARED extern
 #define MINIRES_UNWATCHED __attribute__((noinline, no_sanitize_thread))
 #define MINIRES_DYNAMIC_MEMORY(bytes) extern "C" char minires_dynamic_shared[];  // engine.cpp has it
+
+#define malloc minires_malloc
+inline void* operator new(size_t bytes) { return minires_malloc(bytes); }
+inline void* operator new[](size_t bytes) { return minires_malloc(bytes); }
 
 #define __syncthreads() minires_barrier(__COUNTER__, __FILE__, __LINE__)  // the counter tells two on a line apart
 #define __syncthreads_count(predicate) minires_vote(bool(predicate), __COUNTER__, __FILE__, __LINE__)
@@ -91,12 +96,12 @@ template <class... A, void (*K)(A...)> struct Kernel<K> {
         minires_enter(minires_image_end());
         std::apply(K, values);
     }
-    static void body(void** args) { run(args, std::index_sequence_for<A...>{}); }
+    static void body_(void** args) { run(args, std::index_sequence_for<A...>{}); }
 };
 }  // namespace minires
 
 #define MINIRES_KERNEL(id, ...)                                                                  \
-    extern "C" __attribute__((visibility("default"))) void minires_launch_##id(void** args) {    \
-        minires::Kernel<__VA_ARGS__>::body(args);                                                \
+    extern "C" __attribute__((visibility("default"))) void minires_launch_##id(void** args_) {   \
+        minires::Kernel<__VA_ARGS__>::body_(args_);                                              \
     }                                                                                            \
     MINIRES_PARAMETERS(id, __VA_ARGS__)

@@ -96,6 +96,15 @@ static inline coalesced_group coalesced_threads(MINIRES_CALLER) {
     return coalesced_group(minires::converge(file, line));
 }
 
+// The lanes of a group with the same label, as a group.
+template <class Group, class T> static coalesced_group labeled_partition(const Group& group, T label, MINIRES_CALLER) {
+    return coalesced_group(__match_any_sync(group.mask, label, file, line));
+}
+template <class Group> static coalesced_group binary_partition(const Group& group, bool side, MINIRES_CALLER) {
+    return labeled_partition(group, int(side), file, line);
+}
+static inline thread_block_tile<1> this_thread() { return {}; }
+
 template <class Group> static inline void sync(const Group& group) { group.sync(); }
 
 template <class T = void> struct plus {
@@ -119,22 +128,23 @@ template <class T = void> struct bit_xor {
 template <class Group, class T, class F> static T reduce(const Group& group, T value, F f, MINIRES_CALLER) {
     return minires::reduce(group.mask, value, file, line, f);
 }
-template <class Group, class T, class F> MINIRES_UNWATCHED static T inclusive_scan(const Group& group, T value, F f, MINIRES_CALLER) {
+// The values of the ranks before this one, and with `own` its own one, put together by f.
+template <class Group, class T, class F> MINIRES_UNWATCHED static T scan(const Group& group, T value, F f, bool own, const char* file, int line) {
     const uint64_t* shown = minires::exchange(group.mask, minires::to_word(value), file, line);
-    T result = value;
+    T result{};
     bool first = true;
-    for (unsigned l = 0; l <= minires::lane(); ++l) {
+    for (unsigned l = 0; l < minires::lane() + own; ++l) {
         if (!(group.mask >> l & 1)) continue;
         result = first ? minires::from_word<T>(shown[l]) : f(result, minires::from_word<T>(shown[l]));
         first = false;
     }
     return result;
 }
-template <class Group, class T> static T inclusive_scan(const Group& group, T value, MINIRES_CALLER) {
-    return inclusive_scan(group, value, plus<>(), file, line);
+template <class Group, class T, class F = plus<>> static T inclusive_scan(const Group& group, T value, F f = {}, MINIRES_CALLER) {
+    return scan(group, value, f, true, file, line);
 }
-template <class Group, class T> static T exclusive_scan(const Group& group, T value, MINIRES_CALLER) {
-    return inclusive_scan(group, value, plus<>(), file, line) - value;
+template <class Group, class T, class F = plus<>> static T exclusive_scan(const Group& group, T value, F f = {}, MINIRES_CALLER) {
+    return scan(group, value, f, false, file, line);
 }
 
 }  // namespace cooperative_groups
