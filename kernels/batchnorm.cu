@@ -60,11 +60,6 @@ __global__ void batchnorm_chunk_statistics(const scalar_t* __restrict__ x, scala
     }
 }
 
-// An explicit fused multiply-add: the backward gets the very same bits.
-__device__ inline scalar_t normalised(scalar_t x, scalar_t mean, scalar_t scale, scalar_t shift) {
-    return fma(x - mean, scale, shift);
-}
-
 // dy where z = y's value before the ReLU, or y itself, is positive. NaN lets it through, as in relu_backward. The
 // argument is loaded in any case: g++ makes no vectors of a load behind a condition.
 __device__ inline scalar_t behind_relu(scalar_t z, scalar_t dy) { return z <= 0 ? scalar_t(0) : dy; }

@@ -10,6 +10,11 @@ struct Sizes {
     long long at[64];
 };
 
+// x after BatchNorm. An explicit fused multiply-add: wherever it is computed again, the very same bits.
+__device__ inline scalar_t normalised(scalar_t x, scalar_t mean, scalar_t scale, scalar_t shift) {
+    return fma(x - mean, scale, shift);
+}
+
 // The sum of v over the 32 lanes of a warp, in lane 0: a tree of five steps, each lane adding the value of the lane
 // `distance` above it.
 __device__ inline scalar_t warp_sum(scalar_t v) {

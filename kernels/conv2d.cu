@@ -89,9 +89,14 @@ __device__ inline void load_weights(scalar_t* __restrict__ ws, const scalar_t* _
     }
 }
 
-template <int BN, int BO, int BR, int BW, int TO, int TR, int TW, int S, bool TURNED>
+// In evaluation, FUSED, what follows is done before y is written: 1 relu(batchnorm(y)), 2 relu(batchnorm(y) + residual), by
+// the formula of batchnorm.cu. Otherwise the arguments from mean on are not read.
+template <int BN, int BO, int BR, int BW, int TO, int TR, int TW, int S, bool TURNED, int FUSED>
 __global__ void conv3x3(const scalar_t* __restrict__ x, const scalar_t* __restrict__ w, scalar_t* __restrict__ y, int N,
-                        int C, int H, int W, int O, int OH, int OW, int pad_h, int pad_w) {
+                        int C, int H, int W, int O, int OH, int OW, int pad_h, int pad_w,
+                        const scalar_t* __restrict__ mean, const scalar_t* __restrict__ variance,
+                        const scalar_t* __restrict__ weight, const scalar_t* __restrict__ bias,
+                        const scalar_t* __restrict__ residual, scalar_t eps) {
     constexpr int BC = 32 / sizeof(scalar_t), SPAN = TW > BW ? TW / BW : 1, LANES = TW == 1 ? 32 : 1;
     constexpr int COLUMNS = BW * SPAN / TW, ROWS = BR / TR / SPAN, THREADS = BN * BO / TO * ROWS * COLUMNS;
     // A row of the tile of x is kept as S parts, of the columns j * S + part: what a tap reads then lies side by side for
@@ -145,19 +150,28 @@ __global__ void conv3x3(const scalar_t* __restrict__ x, const scalar_t* __restri
     }
     if (n0 + n >= N) return;
 #pragma unroll
-    for (int k = 0; k < TO; ++k)
+    for (int k = 0; k < TO; ++k) {
+        const int channel = o0 + o + k;
+        if (channel >= O) continue;
+        const scalar_t m = FUSED ? mean[channel] : scalar_t(0), shift = FUSED ? bias[channel] : scalar_t(0);
+        const scalar_t scale = FUSED ? 1 / sqrt(variance[channel] + eps) * weight[channel] : scalar_t(1);
 #pragma unroll
         for (int i = 0; i < TR; ++i) {
-            const int channel = o0 + o + k, oy = tile_y + row + i * SPAN, ox = tile_x + column;
-            if (channel >= O) continue;
-            scalar_t* to = y + (((long long)(n0 + n) * O + channel) * OH + oy) * OW + ox;
+            const int oy = tile_y + row + i * SPAN, ox = tile_x + column;
+            const long long at = (((long long)(n0 + n) * O + channel) * OH + oy) * OW + ox;
+            const auto store = [&](int j, int place) {
+                scalar_t z = FUSED ? normalised(sum[k][i][j], m, scale, shift) : sum[k][i][j];
+                if (FUSED == 2) z += residual[at + place];
+                y[at + place] = FUSED && z <= 0 ? scalar_t(0) : z;
+            };
             if (SPAN > 1 ? OW == BW && oy + SPAN <= OH : oy < OH && ox + TW <= OW) {
-                for (int j = 0; j < TW; ++j) to[j] = sum[k][i][j];
+                for (int j = 0; j < TW; ++j) store(j, j);
             } else {
                 for (int j = 0; j < TW; ++j)
-                    if (oy + j / BW < OH && ox + j % BW < OW) to[j / BW * OW + j % BW] = sum[k][i][j];
+                    if (oy + j / BW < OH && ox + j % BW < OW) store(j, j / BW * OW + j % BW);
             }
         }
+    }
 }
 
 // The gradient of x with stride 2 and padding 1. Of the nine taps, 1, 2, 2 or 4 reach a pixel, as its row and column are even

@@ -71,7 +71,7 @@ def pair_of(operation: str, name: str, value: int | tuple[int, int], least: int)
     return int(pair[0]), int(pair[1])
 
 
-def output_size(operation: str, image: tuple, kernel: tuple, stride: tuple, padding: tuple) -> tuple[int, int]:
+def out_size(operation: str, image: tuple, kernel: tuple, stride: tuple, padding: tuple) -> tuple[int, int]:
     """Height and width of what a window gives. Raises ValueError where it is larger than the padded image."""
     padded = tuple(i + 2 * p for i, p in zip(image, padding, strict=True))
     if kernel[0] > padded[0] or kernel[1] > padded[1]:
@@ -79,7 +79,7 @@ def output_size(operation: str, image: tuple, kernel: tuple, stride: tuple, padd
     return tuple((i - k) // s + 1 for i, k, s in zip(padded, kernel, stride, strict=True))
 
 
-def check_not_empty(operation: str, x: Tensor) -> None:
+def check_filled(operation: str, x: Tensor) -> None:
     """Raise ValueError where a tensor has no elements."""
     if 0 in x.shape:
         raise ValueError(f"{operation}: the tensor is empty, its shape is {x.shape}")

@@ -12,16 +12,7 @@ from typing import Any
 import numpy as np
 
 from . import device, tiles
-from .arguments import (
-    check_not_empty,
-    check_range,
-    check_rank,
-    check_shape,
-    check_tensors,
-    labels_of,
-    output_size,
-    pair_of,
-)
+from .arguments import check_filled, check_range, check_rank, check_shape, check_tensors, labels_of, out_size, pair_of
 from .tensor import Tensor, add_arrays, record
 
 __all__ = [
@@ -144,7 +135,7 @@ def conv2d(
         raise ValueError(f"conv2d: x has {c} channels but weight takes {c_weight}: shapes {x.shape} and {weight.shape}")
     check_shape("conv2d", "bias", bias, (o,), f"for weight of shape {weight.shape}")
     stride, padding = pair_of("conv2d", "stride", stride, 1), pair_of("conv2d", "padding", padding, 0)
-    oh, ow = output_size("conv2d", (h, w), (kh, kw), stride, padding)
+    oh, ow = out_size("conv2d", (h, w), (kh, kw), stride, padding)
     geometry = (h, w, kh, kw, oh, ow, *stride, *padding)
     fast = algorithm == "auto" and (kh, kw) == (3, 3) and stride in ((1, 1), (2, 2)) and max(padding) <= 2
     product, input_gradient, weight_gradient = _CONV3X3 if fast else _IM2COL
@@ -206,18 +197,20 @@ def _im2col_weight_gradient(x: Any, dy: Any, d_weight: Any, geometry: tuple) -> 
 
 # The fast way, without columns: see the second half of kernels/conv2d.cu.
 
+_NOT_FUSED = None, None, None, None, None, 0.0  # see inference.py
+
 
 def _conv3x3_forward(x: Any, weight: Any, y: Any, geometry: tuple) -> None:
     (n, c, h, w), (_, o, oh, ow), (*_, stride, _, pad_h, pad_w) = x.shape, y.shape, geometry
     name, grid, block = tiles.conv(stride, False, n, o, oh, ow)
-    device.launch(name, grid, block, x, weight, y, n, c, h, w, o, oh, ow, pad_h, pad_w)
+    device.launch(name, grid, block, x, weight, y, n, c, h, w, o, oh, ow, pad_h, pad_w, *_NOT_FUSED)
 
 
 def _conv3x3_input_gradient(dy: Any, weight: Any, dx: Any, geometry: tuple) -> None:
     (n, o, oh, ow), (_, c, h, w), (*_, stride, _, pad_h, pad_w) = dy.shape, dx.shape, geometry
     if stride == 1:
         name, grid, block = tiles.conv(1, True, n, c, h, w)
-        device.launch(name, grid, block, dy, weight, dx, n, o, oh, ow, c, h, w, 2 - pad_h, 2 - pad_w)
+        device.launch(name, grid, block, dy, weight, dx, n, o, oh, ow, c, h, w, 2 - pad_h, 2 - pad_w, *_NOT_FUSED)
     else:
         name, grid, block = tiles.strided_gradient(n, c, h, w)
         device.launch(name, grid, block, dy, weight, dx, o, oh, ow, c, h, w)
@@ -364,7 +357,7 @@ def relu(x: Tensor) -> Tensor:
     """
     check_tensors("relu", x=x)
     n = math.prod(x.shape)
-    check_not_empty("relu", x)
+    check_filled("relu", x)
     y = _empty(x.shape, x.data)
     _launch_elements("relu_forward", n, x.data, y, n)
 
@@ -380,7 +373,7 @@ def add(a: Tensor, b: Tensor) -> Tensor:
     """a + b for two tensors of one shape and dtype. Raises ValueError or TypeError where they differ."""
     check_tensors("add", a=a, b=b)
     check_shape("add", "b", b, a.shape, "of a")
-    check_not_empty("add", a)
+    check_filled("add", a)
     return record("add", add_arrays(a.data, b.data), (a, b), lambda dy: (dy, dy))
 
 
@@ -433,7 +426,7 @@ def avg_pool2d(
             f"avg_pool2d: padding {padding} is more than half of the window {kernel}, which PyTorch does not allow either"
         )
     n, c, h, w = x.shape
-    oh, ow = output_size("avg_pool2d", (h, w), kernel, stride, padding)
+    oh, ow = out_size("avg_pool2d", (h, w), kernel, stride, padding)
     geometry = (h, w, *kernel, oh, ow, *stride, *padding)
     y = _empty((n, c, oh, ow), x.data)
     _launch_elements("avgpool_forward", n * c * oh * ow, x.data, y, n * c * oh * ow, *geometry)

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from .functional import global_avg_pool2d, shortcut
+from .inference import conv_bn_relu
 from .nn import BatchNorm2d, Conv2d, Linear, Module, Sequential
 from .tensor import Tensor
 
@@ -43,8 +44,8 @@ class BasicBlock(Module):
         self.downsample = _downsample(in_channels, channels, stride, shortcut)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.bn1.relu(self.conv1(x))
-        return self.bn2.relu(self.conv2(y), self.downsample(x) if self.downsample else x)
+        y = conv_bn_relu(self.conv1, self.bn1, x)
+        return conv_bn_relu(self.conv2, self.bn2, y, self.downsample(x) if self.downsample else x)
 
 
 class Bottleneck(Module):
@@ -62,9 +63,9 @@ class Bottleneck(Module):
         self.downsample = _downsample(in_channels, channels * self.expansion, stride, shortcut)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.bn1.relu(self.conv1(x))
-        y = self.bn2.relu(self.conv2(y))
-        return self.bn3.relu(self.conv3(y), self.downsample(x) if self.downsample else x)
+        y = conv_bn_relu(self.conv1, self.bn1, x)
+        y = conv_bn_relu(self.conv2, self.bn2, y)
+        return conv_bn_relu(self.conv3, self.bn3, y, self.downsample(x) if self.downsample else x)
 
 
 class ResNet(Module):
@@ -103,7 +104,7 @@ class ResNet(Module):
         self.fc = Linear(channels, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.bn1.relu(self.conv1(x))
+        x = conv_bn_relu(self.conv1, self.bn1, x)
         x = self.layer3(self.layer2(self.layer1(x)))
         return self.fc(global_avg_pool2d(x))
 

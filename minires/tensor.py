@@ -47,6 +47,11 @@ def note_used(*tensors: Tensor | None) -> None:
         _used.extend(weakref.ref(tensor) for tensor in tensors if tensor is not None)
 
 
+def is_grad_enabled() -> bool:
+    """Whether operations record a graph: not within no_grad."""
+    return _grad_enabled
+
+
 class Node:
     """An operation in the graph: its inputs, and how a gradient of its output becomes gradients of the inputs."""
 

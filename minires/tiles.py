@@ -155,10 +155,11 @@ def table() -> Tiles:
     return TABLES[device.current().tiling]
 
 
-def conv(stride: int, turned: bool, n: int, o: int, oh: int, ow: int) -> tuple[str, tuple, tuple]:
+def conv(stride: int, turned: bool, n: int, o: int, oh: int, ow: int, fused: int = 0) -> tuple[str, tuple, tuple]:
     """Name, grid and block of the convolution of a shape: the tile that covers it with the least overhang."""
     tile = min(table().conv[stride], key=lambda t: t.overhang(n, o, oh, ow))
-    return f"conv3x3<{tile.arguments}, {stride}, {str(turned).lower()}>", tile.grid(n, o, oh, ow), (tile.threads,)
+    name = f"conv3x3<{tile.arguments}, {stride}, {str(turned).lower()}, {fused}>"
+    return name, tile.grid(n, o, oh, ow), (tile.threads,)
 
 
 def strided_gradient(n: int, c: int, h: int, w: int) -> tuple[str, tuple, tuple]:
@@ -192,10 +193,10 @@ def instances(name: str) -> dict[str, int]:
     """All instances that a device's table names, by kernel expression, with their threads a block."""
     t = TABLES[name]
     found = {
-        f"conv3x3<{tile.arguments}, {s}, {turned}>": tile.threads
+        f"conv3x3<{tile.arguments}, {s}, {kind}>": tile.threads
         for s, tiles in t.conv.items()
         for tile in tiles
-        for turned in (("false", "true") if s == 1 else ("false",))
+        for kind in ("false, 0", "false, 1", "false, 2", *(["true, 0"] if s == 1 else []))
     }
     for tile in t.strided_gradient:
         found[f"conv3x3_strided_gradient<{tile.arguments.partition(', ')[2]}>"] = tile.threads

@@ -1,0 +1,45 @@
+"""Evaluation without a graph: a 3 x 3 convolution, BatchNorm by its running statistics, and ReLU as one kernel."""
+
+from __future__ import annotations
+
+from . import device, tiles
+from .nn import BatchNorm2d, Conv2d
+from .tensor import Tensor, is_grad_enabled, note_used
+
+
+def conv_bn_relu(conv: Conv2d, bn: BatchNorm2d, x: Tensor, residual: Tensor | None = None) -> Tensor:
+    """bn.relu(conv(x), residual), with the same bits: in evaluation within no_grad by one kernel, where it serves.
+
+    x is (N, C, H, W), residual has the result's shape. See the 3 x 3 convolution in kernels/conv2d.cu. Raises what
+    conv and bn.relu raise.
+    """
+    tensors = [x, conv.weight, bn.running_mean, bn.running_var, bn.weight, bn.bias]
+    shape = _output_shape(conv, x)
+    if bn.training or is_grad_enabled() or shape is None or not _fits(tensors, residual, shape):
+        return bn.relu(conv(x), residual)
+    note_used(*tensors, residual)
+    (n, o, oh, ow), (_, c, h, w) = shape, x.shape
+    name, grid, block = tiles.conv(conv.stride[0], False, n, o, oh, ow, fused=1 if residual is None else 2)
+    y = device.current().empty(shape, x.dtype)
+    image, weight, *normalisation = (tensor.data for tensor in tensors)
+    sizes = n, c, h, w, o, oh, ow, *conv.padding
+    device.launch(name, grid, block, image, weight, y, *sizes, *normalisation, residual and residual.data, bn.eps)
+    return Tensor.wrap(y)
+
+
+def _output_shape(conv: Conv2d, x: Tensor) -> tuple[int, int, int, int] | None:
+    """The shape of conv(x) where the fast kernel computes it."""
+    (o, c, *kernel), stride, padding = conv.weight.shape, conv.stride, conv.padding
+    fast = kernel == [3, 3] and stride in ((1, 1), (2, 2)) and max(padding) <= 2 and conv.bias is None
+    if not fast or not isinstance(x, Tensor) or len(x.shape) != 4 or x.shape[1] != c or 0 in x.shape:
+        return None
+    oh, ow = ((size + 2 * pad - 3) // stride[0] + 1 for size, pad in zip(x.shape[2:], padding, strict=True))
+    return (x.shape[0], o, oh, ow) if min(oh, ow) > 0 else None
+
+
+def _fits(tensors: list[Tensor], residual: Tensor | None, shape: tuple) -> bool:
+    """Whether all are on the device and of one dtype, and those of BatchNorm and the residual have their shapes."""
+    given = [*tensors, *([] if residual is None else [residual])]
+    alike = all(isinstance(t.data, device.current().array_type) and t.dtype == tensors[0].dtype for t in given)
+    normalises = all(t.shape == (shape[1],) for t in tensors[2:])
+    return alike and normalises and (residual is None or residual.shape == shape)
