@@ -44,8 +44,10 @@ extern "C" __global__ void bias_backward(const scalar_t* __restrict__ dy, scalar
 //
 // One body, two kinds of tile. On a GPU TW is 1: lanes are neighbouring columns, which meet different banks, and 4 x 8
 // sums feed 288 multiply-adds with 66 loads from shared memory, more than the four that a wavefront must feed. On a CPU TW
-// is 16: a row of a thread's pixels fills a vector register, and where an image is only 8 wide, two rows do (SPAN).
-// Launch: grid (ceil(N / BN) * ceil(OH / BR) * ceil(OW / BW), ceil(O / BO)), one thread for each TO x TR x TW.
+// is 16: a row of a part's pixels fills a vector register, and where an image is only 8 wide, two rows do (SPAN). A part is
+// what a thread has in registers, TO x TR x TW. On a GPU each has a thread of its own; on a CPU one thread does all parts of
+// a block in turn, and waits at no barrier.
+// Launch: grid (ceil(N / BN) * ceil(OH / BR) * ceil(OW / BW), ceil(O / BO)), a thread for each part, or one.
 // FLOPs: 18 C an element of y. Bytes: x is read once for each BO channels, with its halo; w once a block. Limit:
 // arithmetic. Source: NVIDIA, CUDA C++ Programming Guide, "Shared Memory"; A. Lavin, "maxDNN", 2015.
 
@@ -73,19 +75,19 @@ __device__ inline void load_plane(scalar_t* __restrict__ to, const scalar_t* __r
 }
 
 // Fills ws[c * 9 + tap][k] with the weights of BC x BO pairs of channels: of w[o0 + k, c0 + c], O x C filters, or, TURNED,
-// of w[c0 + c, o0 + k], C x O filters turned by 180 degrees. ROW elements lie between two rows of ws.
-template <int BC, int BO, int ROW, int THREADS, bool BY_TAP, bool TURNED>
+// of w[c0 + c, o0 + k], C x O filters turned by 180 degrees. ROW elements lie between two rows of ws. On a GPU (BY_LANE)
+// neighbouring lanes read neighbouring weights, of which a filter has nine; a CPU writes a row of ws at a time.
+template <int BC, int BO, int ROW, int THREADS, bool BY_LANE, bool TURNED>
 __device__ inline void load_weights(scalar_t* __restrict__ ws, const scalar_t* __restrict__ w, int c0, int o0, int depth,
                                     int C, int O) {
-    constexpr int TAPS = BY_TAP ? 1 : 9;  // of a thread at a time
-    for (int q = threadIdx.x; q < BC * BO * 9 / TAPS; q += THREADS) {
-        const int pair = q / (9 / TAPS), first = q % (9 / TAPS);
-        const int c = TURNED ? pair / BO : pair % BC, k = TURNED ? pair % BO : pair / BC;
-        const bool inside = c < depth && o0 + k < O;
-        const scalar_t* from = w + (TURNED ? (long long)(c0 + c) * O + o0 + k : (long long)(o0 + k) * C + c0 + c) * 9;
-#pragma unroll
-        for (int tap = first; tap < first + TAPS; ++tap)
-            ws[(c * 9 + (TURNED ? 8 - tap : tap)) * ROW + k] = inside ? from[tap] : scalar_t(0);
+    constexpr int RUN = BY_LANE ? 1 : BO;
+    const int stride = TURNED ? 9 : 9 * C;  // from one k to the next
+    for (int q = threadIdx.x; q < BC * 9 * BO / RUN; q += THREADS) {
+        const int tap = q % 9, c = !BY_LANE ? q / 9 : TURNED ? q / (9 * BO) : q / 9 % BC;
+        const int first = !BY_LANE ? 0 : TURNED ? q / 9 % BO : q / (9 * BC), end = c < depth ? O - o0 : 0;
+        const scalar_t* from = w + (long long)o0 * stride + (TURNED ? (c0 + c) * 9ll * O + 8 - tap : (c0 + c) * 9ll + tap);
+        for (int k = first; k < first + RUN; ++k)
+            ws[(c * 9 + tap) * ROW + k] = k < end ? from[(long long)k * stride] : scalar_t(0);
     }
 }
 
@@ -98,7 +100,8 @@ __global__ void conv3x3(const scalar_t* __restrict__ x, const scalar_t* __restri
                         const scalar_t* __restrict__ weight, const scalar_t* __restrict__ bias,
                         const scalar_t* __restrict__ residual, scalar_t eps) {
     constexpr int BC = 32 / sizeof(scalar_t), SPAN = TW > BW ? TW / BW : 1, LANES = TW == 1 ? 32 : 1;
-    constexpr int COLUMNS = BW * SPAN / TW, ROWS = BR / TR / SPAN, THREADS = BN * BO / TO * ROWS * COLUMNS;
+    constexpr int COLUMNS = BW * SPAN / TW, ROWS = BR / TR / SPAN, PARTS = BN * BO / TO * ROWS * COLUMNS;
+    constexpr int THREADS = TW == 1 ? PARTS : 1, EACH = PARTS / THREADS;
     // A row of the tile of x is kept as S parts, of the columns j * S + part: what a tap reads then lies side by side for
     // any stride. Where a vector spans rows, the rows are kept without halo, three times, shifted by 0, 1 and 2.
     constexpr int HEIGHT = (BR - 1) * S + 3, PART = SPAN > 1 ? BW : BW + 2 / S, LINE = SPAN > 1 ? BW : S * PART;
@@ -111,10 +114,10 @@ __global__ void conv3x3(const scalar_t* __restrict__ x, const scalar_t* __restri
     const int tiles_x = (OW + BW - 1) / BW, tiles_y = (OH + BR - 1) / BR;
     const int tile_x = blockIdx.x % tiles_x * BW, tile_y = blockIdx.x / tiles_x % tiles_y * BR;
     const int n0 = blockIdx.x / (tiles_x * tiles_y) * BN, o0 = blockIdx.y * BO, t = threadIdx.x;
-    const int column = SPAN > 1 ? 0 : t % COLUMNS * TW, row = t / COLUMNS % ROWS * TR * SPAN;
-    const int o = t / (COLUMNS * ROWS) % (BO / TO) * TO, n = t / (COLUMNS * ROWS * (BO / TO));
 
-    scalar_t sum[TO][TR][TW] = {};
+    struct Sums {
+        scalar_t of[TO][TR][TW];
+    } sums[EACH] = {};
     for (int c0 = 0; c0 < C; c0 += BC) {
         const int depth = min(BC, C - c0);
         for (int plane = t / LANES; plane < depth * BN; plane += THREADS / LANES) {
@@ -125,50 +128,62 @@ __global__ void conv3x3(const scalar_t* __restrict__ x, const scalar_t* __restri
         }
         load_weights<BC, BO, ROW, THREADS, TW == 1, TURNED>(ws[0], w, c0, o0, depth, C, O);
         __syncthreads();
-        for (int c = 0; c < depth; ++c)
+        for (int e = 0, part = t; e < EACH; ++e, part += THREADS) {
+            const int column = SPAN > 1 ? 0 : part % COLUMNS * TW, row = part / COLUMNS % ROWS * TR * SPAN;
+            const int o = part / (COLUMNS * ROWS) % (BO / TO) * TO, n = part / (COLUMNS * ROWS * (BO / TO));
+            Sums sum = sums[e];
+            for (int c = 0; c < depth; ++c)
 #pragma unroll
-            for (int kx = 0; kx < 3; ++kx) {
-                constexpr int REACH = (TR - 1) * SPAN * S + 3;
-                const int first = SPAN > 1 ? (kx * HEIGHT + row) * LINE : row * S * LINE + kx % S * PART + column + kx / S;
-                const scalar_t* from = &xs[c][n][first];
-                scalar_t right[REACH][TW];
+                for (int kx = 0; kx < 3; ++kx) {
+                    constexpr int REACH = (TR - 1) * SPAN * S + 3;
+                    const int first =
+                        SPAN > 1 ? (kx * HEIGHT + row) * LINE : row * S * LINE + kx % S * PART + column + kx / S;
+                    const scalar_t* from = &xs[c][n][first];
+                    scalar_t right[REACH][TW];
 #pragma unroll
-                for (int i = 0; i < REACH; ++i)
-                    for (int j = 0; j < TW; ++j) right[i][j] = from[i * LINE + j];
+                    for (int i = 0; i < REACH; ++i)
+                        for (int j = 0; j < TW; ++j) right[i][j] = from[i * LINE + j];
 #pragma unroll
-                for (int ky = 0; ky < 3; ++ky)
+                    for (int ky = 0; ky < 3; ++ky)
 #pragma unroll
-                    for (int k = 0; k < TO; ++k) {
-                        const scalar_t left = ws[c * 9 + ky * 3 + kx][o + k];
+                        for (int k = 0; k < TO; ++k) {
+                            const scalar_t left = ws[c * 9 + ky * 3 + kx][o + k];
 #pragma unroll
-                        for (int i = 0; i < TR; ++i)
-                            // No pragma here: g++ makes vectors of this loop only while it still is one.
-                            for (int j = 0; j < TW; ++j) sum[k][i][j] += left * right[i * SPAN * S + ky][j];
-                    }
-            }
+                            for (int i = 0; i < TR; ++i)
+                                // No pragma here: g++ makes vectors of this loop only while it still is one.
+                                for (int j = 0; j < TW; ++j) sum.of[k][i][j] += left * right[i * SPAN * S + ky][j];
+                        }
+                }
+            sums[e] = sum;
+        }
         __syncthreads();
     }
-    if (n0 + n >= N) return;
+    for (int e = 0, part = t; e < EACH; ++e, part += THREADS) {
+        const int column = SPAN > 1 ? 0 : part % COLUMNS * TW, row = part / COLUMNS % ROWS * TR * SPAN;
+        const int o = part / (COLUMNS * ROWS) % (BO / TO) * TO, n = part / (COLUMNS * ROWS * (BO / TO));
+        if (n0 + n >= N) continue;
 #pragma unroll
-    for (int k = 0; k < TO; ++k) {
-        const int channel = o0 + o + k;
-        if (channel >= O) continue;
-        const scalar_t m = FUSED ? mean[channel] : scalar_t(0), shift = FUSED ? bias[channel] : scalar_t(0);
-        const scalar_t scale = FUSED ? 1 / sqrt(variance[channel] + eps) * weight[channel] : scalar_t(1);
+        for (int k = 0; k < TO; ++k) {
+            const int channel = o0 + o + k;
+            if (channel >= O) continue;
+            const scalar_t m = FUSED ? mean[channel] : scalar_t(0), shift = FUSED ? bias[channel] : scalar_t(0);
+            const scalar_t scale = FUSED ? 1 / sqrt(variance[channel] + eps) * weight[channel] : scalar_t(1);
 #pragma unroll
-        for (int i = 0; i < TR; ++i) {
-            const int oy = tile_y + row + i * SPAN, ox = tile_x + column;
-            const long long at = (((long long)(n0 + n) * O + channel) * OH + oy) * OW + ox;
-            const auto store = [&](int j, int place) {
-                scalar_t z = FUSED ? normalised(sum[k][i][j], m, scale, shift) : sum[k][i][j];
-                if (FUSED == 2) z += residual[at + place];
-                y[at + place] = FUSED && z <= 0 ? scalar_t(0) : z;
-            };
-            if (SPAN > 1 ? OW == BW && oy + SPAN <= OH : oy < OH && ox + TW <= OW) {
-                for (int j = 0; j < TW; ++j) store(j, j);
-            } else {
-                for (int j = 0; j < TW; ++j)
-                    if (oy + j / BW < OH && ox + j % BW < OW) store(j, j / BW * OW + j % BW);
+            for (int i = 0; i < TR; ++i) {
+                const int oy = tile_y + row + i * SPAN, ox = tile_x + column;
+                const long long at = (((long long)(n0 + n) * O + channel) * OH + oy) * OW + ox;
+                const auto store = [&](int j, int place) {
+                    scalar_t z = sums[e].of[k][i][j];
+                    if (FUSED) z = normalised(z, m, scale, shift);
+                    if (FUSED == 2) z += residual[at + place];
+                    y[at + place] = FUSED && z <= 0 ? scalar_t(0) : z;
+                };
+                if (SPAN > 1 ? OW == BW && oy + SPAN <= OH : oy < OH && ox + TW <= OW) {
+                    for (int j = 0; j < TW; ++j) store(j, j);
+                } else {
+                    for (int j = 0; j < TW; ++j)
+                        if (oy + j / BW < OH && ox + j % BW < OW) store(j, j / BW * OW + j % BW);
+                }
             }
         }
     }
@@ -184,55 +199,64 @@ __global__ void conv3x3(const scalar_t* __restrict__ x, const scalar_t* __restri
 template <int BO, int BR, int BW, int TO, int TR, int TW>
 __global__ void conv3x3_strided_gradient(const scalar_t* __restrict__ dy, const scalar_t* __restrict__ w,
                                          scalar_t* __restrict__ dx, int O, int OH, int OW, int C, int H, int W) {
-    constexpr int BC = 32 / sizeof(scalar_t), LANES = TW == 1 ? 32 : 1;
-    constexpr int COLUMNS = BW / TW, ROWS = BR / TR, THREADS = BO / TO * ROWS * COLUMNS, LINE = BW + 1;
-    constexpr int ROW = BO + (TW > 1 ? 0 : 4);
+    constexpr int BC = 32 / sizeof(scalar_t), LANES = TW == 1 ? 32 : 1, LINE = BW + 1, ROW = BO + (TW > 1 ? 0 : 4);
+    constexpr int COLUMNS = BW / TW, ROWS = BR / TR, PARTS = BO / TO * ROWS * COLUMNS;
+    constexpr int THREADS = TW == 1 ? PARTS : 1, EACH = PARTS / THREADS;
     __shared__ scalar_t dys[BC][(BR + 1) * LINE];
     __shared__ __align__(64) scalar_t ws[BC * 9][ROW];
 
     const int tiles_x = ((W + 1) / 2 + BW - 1) / BW, tiles_y = ((H + 1) / 2 + BR - 1) / BR;
     const int b0 = blockIdx.x % tiles_x * BW, a0 = blockIdx.x / tiles_x % tiles_y * BR, c0 = blockIdx.y * BO;
+    const int t = threadIdx.x;
     const long long n = blockIdx.x / (tiles_x * tiles_y);
-    const int t = threadIdx.x, column = t % COLUMNS * TW, row = t / COLUMNS % ROWS * TR, c = t / (COLUMNS * ROWS) * TO;
 
-    scalar_t sum[4][TO][TR][TW] = {};
+    struct Sums {
+        scalar_t of[4][TO][TR][TW];
+    } sums[EACH] = {};
     for (int o0 = 0; o0 < O; o0 += BC) {
         const int depth = min(BC, O - o0);
         for (int o = t / LANES; o < depth; o += THREADS / LANES)
             load_plane<LANES, BR + 1, LINE, 1, false, BW>(dys[o], dy + (n * O + o0 + o) * OH * OW, t % LANES, a0, b0, 0, OH, OW);
         load_weights<BC, BO, ROW, THREADS, TW == 1, true>(ws[0], w, o0, c0, depth, O, C);
         __syncthreads();
-        for (int o = 0; o < depth; ++o)
+        for (int e = 0, part = t; e < EACH; ++e, part += THREADS) {
+            const int column = part % COLUMNS * TW, row = part / COLUMNS % ROWS * TR, c = part / (COLUMNS * ROWS) * TO;
+            Sums sum = sums[e];
+            for (int o = 0; o < depth; ++o)
 #pragma unroll
-            for (int tap = 0; tap < 9; ++tap) {
-                const int ky = tap / 3, kx = tap % 3, kind = (1 - ky % 2) * 2 + 1 - kx % 2;
-                scalar_t right[TR][TW];
-#pragma unroll
-                for (int i = 0; i < TR; ++i)
-                    for (int j = 0; j < TW; ++j) right[i][j] = dys[o][(row + i + (ky == 0)) * LINE + column + (kx == 0) + j];
-#pragma unroll
-                for (int k = 0; k < TO; ++k) {
-                    const scalar_t left = ws[o * 9 + 8 - tap][c + k];
+                for (int tap = 0; tap < 9; ++tap) {
+                    const int ky = tap / 3, kx = tap % 3, kind = (1 - ky % 2) * 2 + 1 - kx % 2;
+                    const scalar_t* from = &dys[o][(row + (ky == 0)) * LINE + column + (kx == 0)];
+                    scalar_t right[TR][TW];
 #pragma unroll
                     for (int i = 0; i < TR; ++i)
-                        for (int j = 0; j < TW; ++j) sum[kind][k][i][j] += left * right[i][j];
+                        for (int j = 0; j < TW; ++j) right[i][j] = from[i * LINE + j];
+#pragma unroll
+                    for (int k = 0; k < TO; ++k) {
+                        const scalar_t left = ws[o * 9 + 8 - tap][c + k];
+#pragma unroll
+                        for (int i = 0; i < TR; ++i)
+                            for (int j = 0; j < TW; ++j) sum.of[kind][k][i][j] += left * right[i][j];
+                    }
                 }
-            }
+            sums[e] = sum;
+        }
         __syncthreads();
     }
+    for (int e = 0, part = t; e < EACH; ++e, part += THREADS) {
+        const int column = part % COLUMNS * TW, row = part / COLUMNS % ROWS * TR, c = part / (COLUMNS * ROWS) * TO;
 #pragma unroll
-    for (int kind = 0; kind < 4; ++kind)
+        for (int kind = 0; kind < 4; ++kind)
 #pragma unroll
-        for (int k = 0; k < TO; ++k)
+            for (int k = 0; k < TO; ++k)
 #pragma unroll
-            for (int i = 0; i < TR; ++i) {
-                const int channel = c0 + c + k, y = 2 * (a0 + row + i) + kind / 2;
-                if (channel >= C || y >= H) continue;
-                scalar_t* to = dx + ((n * C + channel) * H + y) * W;
-                scalar_t values[TW];  // g++ keeps the sums in registers only if they leave them as vectors
-                for (int j = 0; j < TW; ++j) values[j] = sum[kind][k][i][j];
-                for (int j = 0, x = 2 * (b0 + column) + kind % 2; j < TW && x < W; ++j, x += 2) to[x] = values[j];
-            }
+                for (int i = 0; i < TR; ++i) {
+                    const int channel = c0 + c + k, y = 2 * (a0 + row + i) + kind / 2, first = 2 * (b0 + column) + kind % 2;
+                    if (channel >= C || y >= H) continue;
+                    scalar_t* to = dx + ((n * C + channel) * H + y) * W + first;
+                    for (int j = 0; j < TW && first + 2 * j < W; ++j) to[2 * j] = sums[e].of[kind][k][i][j];
+                }
+    }
 }
 
 // The gradient of the weights:
@@ -276,7 +300,7 @@ __global__ void conv3x3_weight(const scalar_t* __restrict__ x, const scalar_t* _
             for (int j = first; j < first + LENGTH; ++j) dys[row][j][k] = j < width ? from[j] : scalar_t(0);
         }
         __syncthreads();
-        for (int y = 0; y < BR; ++y)
+        for (int y = 0; y < (c0 + c < C ? BR : 0); ++y)
             for (int p0 = 0; p0 < BW; p0 += TP)
 #pragma unroll
                 for (int k = 0; k < TC; ++k) {

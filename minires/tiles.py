@@ -23,21 +23,21 @@ class _Tile:
 
 @dataclass(frozen=True)
 class Conv(_Tile):
-    """conv3x3: images, channels, rows and columns of a block; channels, rows and columns of a thread."""
+    """conv3x3: images, channels, rows and columns of a block; channels, rows and columns of a part of it."""
 
     images: int
     channels: int
     rows: int
     columns: int
-    thread_channels: int
-    thread_rows: int
-    thread_columns: int
+    part_channels: int
+    part_rows: int
+    part_columns: int
 
     @property
     def threads(self) -> int:
-        """Of a block."""
-        pixels = self.images * self.channels * self.rows * self.columns
-        return pixels // (self.thread_channels * self.thread_rows * self.thread_columns)
+        """Of a block: one for each part, or one for all where a part's columns are a vector, on a CPU."""
+        values = self.images * self.channels * self.rows * self.columns
+        return 1 if self.part_columns > 1 else values // (self.part_channels * self.part_rows)
 
     def overhang(self, n: int, o: int, oh: int, ow: int) -> int:
         """How many values the tiles compute that cover n x o x oh x ow."""
@@ -131,7 +131,7 @@ TABLES = {
             1: (Conv(1, 16, 32, 32, 8, 2, 16), Conv(2, 32, 16, 16, 8, 2, 16), Conv(4, 64, 8, 8, 8, 2, 16)),
             2: (Conv(1, 32, 16, 16, 8, 2, 16), Conv(2, 64, 8, 8, 8, 2, 8)),
         },
-        strided_gradient=(Conv(1, 16, 16, 16, 4, 1, 16), Conv(1, 32, 8, 8, 4, 1, 8)),
+        strided_gradient=(Conv(1, 16, 16, 16, 4, 1, 16), Conv(1, 32, 8, 8, 4, 2, 8)),
         # All nine taps of 2 x 16 pairs are 18 vectors of sums.
         weight={
             1: (Weight(8, 32, 2, 16, 1), Weight(16, 16, 2, 16, 1), Weight(8, 8, 2, 16, 1)),

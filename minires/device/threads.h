@@ -333,13 +333,23 @@ struct Launch {
     void (*run_block)(void** args);
     void (*body)(void** args);
     void** args;
-    uint64_t blocks, chunk;
+    uint64_t blocks, shares;
     std::atomic<uint64_t> next{0};
     char* message;  // what stopped the first block that was stopped; empty if its threads wait for one another for ever
     std::atomic<uint64_t> first_stop{0};  // that block: `blocks` while there is none
     std::mutex stopping{};
 
-    // What each OS thread that takes part does: run chunks of blocks until none is left.
+    // A share of the blocks that are left: ever smaller ones, so that the threads end at about the same time.
+    bool take(uint64_t& begin, uint64_t& end) {
+        begin = next;
+        do {
+            if (begin >= first_stop) return false;
+            end = begin + (blocks - begin) / shares + 1;
+        } while (!next.compare_exchange_weak(begin, end));
+        return true;
+    }
+
+    // What each OS thread that takes part does: run shares of blocks until none is left.
     void work() {
         if (!block) block = new Block{};
         gridDim = grid;
@@ -347,8 +357,8 @@ struct Launch {
         block->count = threads.x * threads.y * threads.z;
         block->body = body;
         block->args = args;
-        for (uint64_t begin; (begin = next.fetch_add(chunk)) < first_stop;) {
-            for (uint64_t i = begin; i < begin + chunk && i < blocks; ++i) {
+        for (uint64_t begin, end; take(begin, end);) {
+            for (uint64_t i = begin; i < end; ++i) {
                 blockIdx = {unsigned(i % grid.x), unsigned(i / grid.x % grid.y), unsigned(i / grid.x / grid.y)};
                 try {
                     run_block(args);
@@ -400,7 +410,7 @@ template <class... A, void (*K)(A...)> struct Kernel<K> {
         Launch launch{{g[0], g[1], g[2]}, {g[3], g[4], g[5]}, run_block, body, args};
         launch.message = message;
         launch.blocks = launch.first_stop = uint64_t(g[0]) * g[1] * g[2];
-        launch.chunk = launch.blocks / (threads * 8) + 1;
+        launch.shares = threads * 8;
         if (threads == 1 || launch.blocks == 1) launch.work();
         else minires_run_on_threads(Launch::work_of, &launch, threads);
         return launch.first_stop < launch.blocks ? int64_t(launch.first_stop) : -1;
