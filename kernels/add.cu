@@ -7,7 +7,7 @@
 //
 // x is N x C x H x W, y is N x O x ceil(H / stride) x ceil(W / stride), and before = (O - C) / 2 of the O - C channels
 // of zeros stand in front.
-// Launch: add has one element a thread; the shortcut has one plane of the output a block in x and one element a thread.
+// Launch: add has one element a thread; the shortcut has one plane of what it writes a block in x and one element a thread.
 // Bytes: 3 (add) or 2 (shortcut) elements moved for each one. Limit: memory.
 // Source: K. He et al., "Deep Residual Learning for Image Recognition", 2015, section 3.3, option (A).
 #include "common.cuh"
@@ -28,26 +28,24 @@ extern "C" __global__ void sum_over_batch(const scalar_t* __restrict__ parts, sc
     sum[i] = total;
 }
 
-extern "C" __global__ void shortcut_forward(const scalar_t* __restrict__ x, scalar_t* __restrict__ y, int C, int H,
-                                            int W, int O, int OH, int OW, int stride) {
-    const long long plane = blockIdx.x;  // (n, o)
+// The stride is a template's argument: where divisors are known, a CPU's compiler makes vectors of neighbouring pixels.
+template <int STRIDE>
+__global__ void shortcut_forward(const scalar_t* __restrict__ x, scalar_t* __restrict__ y, int C, int H, int W, int O,
+                                 int OH, int OW) {
+    const long long plane = blockIdx.x, n = plane / O;  // (n, o)
     const int oy = blockIdx.y * blockDim.y + threadIdx.y, ox = blockIdx.z * blockDim.x + threadIdx.x;
     if (oy >= OH || ox >= OW) return;
     const int c = plane % O - (O - C) / 2;
-    const long long n = plane / O;
-    y[(plane * OH + oy) * OW + ox] =
-        c >= 0 && c < C ? x[((n * C + c) * H + oy * stride) * W + ox * stride] : scalar_t(0);
+    const scalar_t* from = x + ((n * C + c) * H + oy * STRIDE) * W;
+    y[(plane * OH + oy) * OW + ox] = c >= 0 && c < C ? from[ox * STRIDE] : scalar_t(0);
 }
 
-// A thread writes the stride x stride pixels of dx at one of dy: the first gets its gradient, the others 0.
-extern "C" __global__ void shortcut_backward(const scalar_t* __restrict__ dy, scalar_t* __restrict__ dx, int C, int H,
-                                             int W, int O, int OH, int OW, int stride) {
-    const long long plane = blockIdx.x;  // (n, c)
-    const int oy = blockIdx.y * blockDim.y + threadIdx.y, ox = blockIdx.z * blockDim.x + threadIdx.x;
-    if (oy >= OH || ox >= OW) return;
-    const long long o = plane % C + (O - C) / 2, n = plane / C;
-    const scalar_t value = dy[((n * O + o) * OH + oy) * OW + ox];
-    for (int y = oy * stride; y < min(oy * stride + stride, H); ++y)
-        for (int x = ox * stride; x < min(ox * stride + stride, W); ++x)
-            dx[(plane * H + y) * W + x] = y == oy * stride && x == ox * stride ? value : scalar_t(0);
+template <int STRIDE>
+__global__ void shortcut_backward(const scalar_t* __restrict__ dy, scalar_t* __restrict__ dx, int C, int H, int W, int O,
+                                  int OH, int OW) {
+    const long long plane = blockIdx.x, n = plane / C, o = plane % C + (O - C) / 2;  // (n, c)
+    const int iy = blockIdx.y * blockDim.y + threadIdx.y, ix = blockIdx.z * blockDim.x + threadIdx.x;
+    if (iy >= H || ix >= W) return;
+    const scalar_t* from = dy + ((n * O + o) * OH + iy / STRIDE) * OW;
+    dx[(plane * H + iy) * W + ix] = iy % STRIDE == 0 && ix % STRIDE == 0 ? from[ix / STRIDE] : scalar_t(0);
 }

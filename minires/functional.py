@@ -393,13 +393,13 @@ def shortcut(x: Tensor, out_channels: int, stride: int = 1) -> Tensor:
     if out_channels < c:
         raise ValueError(f"shortcut: out_channels is {out_channels}, fewer than the {c} channels of x {x.shape}")
     oh, ow = -(-h // stride), -(-w // stride)
-    geometry = c, h, w, out_channels, oh, ow, stride
+    geometry = c, h, w, out_channels, oh, ow
     y = _empty((n, out_channels, oh, ow), x.data)
-    _launch_planes("shortcut_forward", n * out_channels, oh, ow, x.data, y, *geometry)
+    _launch_planes(f"shortcut_forward<{stride}>", n * out_channels, oh, ow, x.data, y, *geometry)
 
     def backward(dy):
         dx = _empty(x.shape, dy)
-        _launch_planes("shortcut_backward", n * c, oh, ow, dy, dx, *geometry)
+        _launch_planes(f"shortcut_backward<{stride}>", n * c, h, w, dy, dx, *geometry)
         return (dx,)
 
     return record("shortcut", y, (x,), backward)

@@ -203,6 +203,7 @@ def instances(name: str) -> dict[str, int]:
     for s, tiles in t.weight.items():
         found |= {f"conv3x3_weight<{tile.arguments}, {s}>": tile.threads for tile in tiles}
     found |= {f"conv3x3_weight_sum<{t.sum_run}>": 256, f"sgd_step<{t.sgd[0]}>": t.sgd[1]}
+    found |= {f"shortcut_{way}<{stride}>": 256 for way in ("forward", "backward") for stride in (1, 2)}
     found |= {f"gemm_blocked<{g.arguments}, {kind}>": g.threads for g in t.gemm for kind in TRANSPOSED.values()}
     found[f"batchnorm_chunk_statistics<{t.run}>"] = t.reduction_threads
     for fused in ("false, false", "true, false", "true, true"):
