@@ -75,11 +75,11 @@ def parse_arguments() -> argparse.Namespace:
     arguments = parser.parse_args()
     if arguments.resume:
         before = read_checkpoint(Path(arguments.resume) / "checkpoint.safetensors")[1]
-        parser.set_defaults(**before)
+        began = before.pop("command", command)
+        parser.set_defaults(**before, command=began)
         arguments = parser.parse_args()
         if arguments.out:
             parser.error("--out and --resume exclude each other: a run goes on in its own folder")
-        began = arguments.command
         for name, value in before.items():
             now = getattr(arguments, name)
             if now != value and name not in CHANGEABLE:

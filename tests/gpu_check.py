@@ -155,7 +155,7 @@ def train(arguments: argparse.Namespace, recipe: str, seed: int = 0) -> dict:
     result = run([sys.executable, script, *data, "--recipe", recipe, "--out", str(out)], arguments.limit())
     metrics = out / "metrics.jsonl"
     if metrics.exists():
-        result["metrics"] = [json.loads(line) for line in metrics.read_text().splitlines()]
+        result["metrics"] = [json.loads(line) for line in metrics.read_text().splitlines()[1:]]  # after the command
     return result
 
 

@@ -119,11 +119,11 @@ def check_module(module, x, loss=lambda y: y):
 
 class SmallResNet(mr.nn.Module):
     def __init__(self):
-        self.conv1 = mr.nn.Conv2d(3, 4, 3, padding=1)
-        self.bn1 = mr.nn.BatchNorm2d(4)
-        blocks = [(4, 4, 1, "A"), (4, 6, 2, "A"), (6, 8, 2, "B")]
+        self.conv1 = mr.nn.Conv2d(3, 2, 3, padding=1)
+        self.bn1 = mr.nn.BatchNorm2d(2)
+        blocks = [(2, 2, 1, "A"), (2, 3, 2, "A"), (3, 4, 2, "B")]
         self.layers = mr.nn.Sequential(*(mr.resnet.BasicBlock(*b) for b in blocks))
-        self.fc = mr.nn.Linear(8, 5)
+        self.fc = mr.nn.Linear(4, 5)
 
     def forward(self, x):
         x = self.layers(F.relu(self.bn1(self.conv1(x))))
@@ -134,7 +134,7 @@ def test_a_whole_network_down_to_the_loss(rng):
     mr.manual_seed(3)
     labels = np.array([1, 4, 0])
     net = SmallResNet().to(np.float64)
-    check_module(net, tensor(rng, 3, 3, 8, 8), lambda y: F.cross_entropy(y, labels, 0.1))
+    check_module(net, tensor(rng, 3, 3, 7, 6), lambda y: F.cross_entropy(y, labels, 0.1))
 
 
 def test_a_wrong_gradient_is_caught(rng):

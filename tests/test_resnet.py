@@ -24,6 +24,7 @@ def test_names_are_those_of_a_pytorch_resnet():
     assert expected < names.keys()
 
 
+@pytest.mark.no_late
 @pytest.mark.parametrize(
     "arguments",
     [
