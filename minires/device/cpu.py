@@ -249,7 +249,8 @@ def prepare(code: str, wanted: set[str]) -> str:
         code = re.sub(rf'\bextern\s*"C"(?=\s*__global__\s+void\s+{name}\b)', "", code)
     code = expand_includes(code, _header)
     code = re.sub(r"\bstatic\s+(?=__(?:constant|shared|device)__)|(?<=__constant__)\s+static\b", "", code)
-    code = re.sub(rf"\b__shared__\s+(alignas\s*{_BRACKETS})", r"\1 __shared__", code)
+    for order in (rf"\b__shared__\s+alignas\s*({_BRACKETS})", rf"\balignas\s*({_BRACKETS})\s*__shared__"):
+        code = re.sub(order, r"__shared__ __align__\1", code)
     text, dynamic = blank(code), False
 
     def shared(match: re.Match) -> str:
