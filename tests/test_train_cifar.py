@@ -135,4 +135,6 @@ def test_real_data(cifar_dir, tmp_path):
     assert result.returncode == 0, result.stderr
     last = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
     assert last["dataset"] == "cifar10"
-    assert last["test_accuracy"] > 0.2  # chance is 0.1, 0.013 of 500 images; how far above 0.2 it comes, rounding decides
+    assert (
+        last["test_accuracy"] > 0.2
+    )  # chance is 0.1, 0.013 of 500 images; how far above 0.2 it comes, rounding decides
