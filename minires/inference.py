@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from . import device, tiles
+from .arguments import out_size
 from .nn import BatchNorm2d, Conv2d
 from .tensor import Tensor, is_grad_enabled, note_used
 
@@ -14,8 +15,8 @@ def conv_bn_relu(conv: Conv2d, bn: BatchNorm2d, x: Tensor, residual: Tensor | No
     conv and bn.relu raise.
     """
     tensors = [x, conv.weight, bn.running_mean, bn.running_var, bn.weight, bn.bias]
-    shape = _output_shape(conv, x)
-    if bn.training or is_grad_enabled() or shape is None or not _fits(tensors, residual, shape):
+    shape = None if bn.training or is_grad_enabled() else _output_shape(conv, x)
+    if shape is None or not _fits(tensors, residual, shape):
         return bn.relu(conv(x), residual)
     note_used(*tensors, residual)
     (n, o, oh, ow), (_, c, h, w) = shape, x.shape
@@ -33,8 +34,7 @@ def _output_shape(conv: Conv2d, x: Tensor) -> tuple[int, int, int, int] | None:
     fast = kernel == [3, 3] and stride in ((1, 1), (2, 2)) and max(padding) <= 2 and conv.bias is None
     if not fast or not isinstance(x, Tensor) or len(x.shape) != 4 or x.shape[1] != c or 0 in x.shape:
         return None
-    oh, ow = ((size + 2 * pad - 3) // stride[0] + 1 for size, pad in zip(x.shape[2:], padding, strict=True))
-    return (x.shape[0], o, oh, ow) if min(oh, ow) > 0 else None
+    return (x.shape[0], o, *out_size("conv2d", x.shape[2:], (3, 3), stride, padding))
 
 
 def _fits(tensors: list[Tensor], residual: Tensor | None, shape: tuple) -> bool:

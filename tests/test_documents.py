@@ -309,5 +309,5 @@ def test_the_accuracy_is_the_last_of_the_metrics():
     lines = (ROOT / "examples" / "results" / "resnet20" / "metrics.jsonl").read_text().splitlines()
     command, last = json.loads(lines[0])["command"], json.loads(lines[-1])
     assert last["epoch"] == len(lines) - 1 >= 16 and last["dataset"] == "cifar10"
-    row = rf"\| `({re.escape(command.split(' --no-progress')[0])})` \| {100 * last['test_accuracy']:.2f} % \|"
+    row = rf"\| `{re.escape(command.split(' --no-progress')[0])}` \| {100 * last['test_accuracy']:.2f} % \|"
     assert re.search(row, (ROOT / "README.md").read_text())

@@ -130,11 +130,9 @@ def test_two_runs_into_one_folder(tmp_path):
 
 
 def test_real_data(cifar_dir, tmp_path):
-    sizes = ["--train-size", "1000", "--test-size", "500", "--epochs", "3", "--batch-size", "50"]
+    sizes = ["--train-size", "1000", "--test-size", "500", "--epochs", "5", "--batch-size", "50"]
     result = train(tmp_path, "--data-dir", str(cifar_dir.resolve()), *sizes, "--out", "run")
     assert result.returncode == 0, result.stderr
     last = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
     assert last["dataset"] == "cifar10"
-    assert (
-        last["test_accuracy"] > 0.2
-    )  # chance is 0.1, 0.013 of 500 images; how far above 0.2 it comes, rounding decides
+    assert last["test_accuracy"] > 0.25  # chance is 0.1
