@@ -377,11 +377,11 @@ def main() -> None:
         mr.set_device(arguments.device)
     first = arguments.batch_sizes[0]
     report: dict = {"device": mr.describe_device(), "versions": versions(), "cores": os.cpu_count()}
+    report["kernels"] = other_kernels(first)
+    report["peak_memory_gb"] = peak_memory_gb()
     report["roofline"] = roofline(arguments.repeats)
     report["convolutions"] = convolution_kernels(first, arguments.repeats)
     report["places"] = places_on_the_roofline(first, arguments.repeats, report["roofline"])
-    report["kernels"] = other_kernels(first)
-    report["peak_memory_gb"] = peak_memory_gb()
     report["steps"] = [
         row
         for batch in arguments.batch_sizes
@@ -397,7 +397,7 @@ def main() -> None:
     text = f"""# {report["device"]}
 
 {report["versions"]}, {report["cores"]} cores. Roofline: a copy {peak["gb_per_s"]:.1f} GB/s, multiply-adds
-{peak["gflop_per_s"]:.0f} GFLOP/s. Peak memory of this process at batch {first}, minires only: {memory}.
+{peak["gflop_per_s"]:.0f} GFLOP/s. Peak memory of a process that trains at batch {first}, Python and NumPy included: {memory}.
 
 ## Steps of ResNet-20, medians of {arguments.repeats} runs
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -181,8 +182,7 @@ def test_json(tmp_path):
 
 
 def test_without_a_tool_for_lines_the_message_says_what_to_install(monkeypatch):
-    from minires.watch import engine
-
-    monkeypatch.setattr(engine.shutil, "which", lambda name: None)
+    tools, which = ("addr2line", "llvm-symbolizer", "atos"), shutil.which
+    monkeypatch.setattr(shutil, "which", lambda name: None if name in tools else which(name))
     with pytest.raises(mr.DeviceError, match="apt install binutils"):
         count(copy_of("t"), (FLOATS, FLOATS.copy()))
