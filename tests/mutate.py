@@ -11,13 +11,18 @@ build/mutants.jsonl. tests/equivalent_mutants.txt lists those that change nothin
 from __future__ import annotations
 
 import argparse
+import contextlib
+import functools
 import json
 import os
+import random
 import re
 import shutil
 import sys
 import tempfile
+import time
 from collections import Counter
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +40,7 @@ NEEDS = {  # the tests of a file, and the kernels that these launch
     "conv2d.cu": (["conv2d"], ["conv2d", "im2col", "gemm", "add"]),
     "relu.cu": (["relu"], ["relu"]),
 }
-TIMEOUT = 180  # seconds for the tests of one mutant
+LEAST_TIMEOUT = 60  # seconds for the tests of one mutant; four times what they take without one, where that is more
 
 
 @dataclass(frozen=True)
@@ -84,36 +89,61 @@ def mutants_of(file: str) -> list[Mutant]:
     return list(found.values())
 
 
-def run_tests(tree: Path, tests: list[str], *options: str) -> tuple[bool, str]:
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *options]
+def run_tests(tree: Path, file: str, limit: float, *options: str) -> tuple[bool, str]:
+    tests = tests_and_kernels(file)[0]
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-n", "0", "-p", "no:cacheprovider", *options]
     environment = {
         "PYTHONPATH": str(tree),
         "XDG_CACHE_HOME": str(tree / "cache"),
         "MINIRES_DEVICE": "cpu",
         "MINIRES_NUM_THREADS": "1",
     }
-    status, output = limited.run([*command, *(f"tests/test_{t}.py" for t in tests)], TIMEOUT, environment, tree)
+    status, output = limited.run([*command, *(f"tests/test_{t}.py" for t in tests)], limit, environment, tree)
     return status == "0", "timeout" if status == "timeout" else output
 
 
-def judge(mutant: Mutant) -> dict:
-    """Run the tests of the mutant's file in a copy of the project, the quick half of them first."""
-    stem = mutant.file.split(".")[0]
-    tests, kernels = NEEDS.get(mutant.file, ([stem], [stem]))
+def tests_and_kernels(file: str) -> tuple[list[str], list[str]]:
+    stem = file.split(".")[0]
+    return NEEDS.get(file, ([stem], [stem]))
+
+
+@contextlib.contextmanager
+def copy_of_the_project(file: str, cache: Path | None = None) -> Iterator[Path]:
+    """A copy with the kernels that the tests of `file` launch; what `cache` holds need not be compiled again in it."""
+    ignore = shutil.ignore_patterns("__pycache__")
     with tempfile.TemporaryDirectory(prefix="mutant-") as name:
         tree = Path(name)
-        shutil.copytree(ROOT / "minires", tree / "minires", ignore=shutil.ignore_patterns("__pycache__"))
-        shutil.copytree(ROOT / "tests", tree / "tests", ignore=shutil.ignore_patterns("__pycache__"))
+        for folder in ("minires", "tests"):
+            shutil.copytree(ROOT / folder, tree / folder, ignore=ignore)
+        if cache:
+            shutil.copytree(cache, tree / "cache", copy_function=os.link)
         (tree / "kernels").mkdir()
-        for kernel in ["common.cuh", *(f"{k}.cu" for k in kernels)]:
+        for kernel in ["common.cuh", *(f"{k}.cu" for k in tests_and_kernels(file)[1])]:
             shutil.copy(ROOT / "kernels" / kernel, tree / "kernels")
+        yield tree
+
+
+def unmutated(file: str, caches: Path) -> tuple[Path, float]:
+    """What the tests of `file` compile without a mutant, and the time limit for one with; they must pass."""
+    with copy_of_the_project(file) as tree:
+        began = time.monotonic()
+        passed, output = run_tests(tree, file, 3600)
+        if not passed:
+            raise SystemExit(f"error: the tests of {file} do not pass as it is:\n{output[-2000:]}")
+        shutil.copytree(tree / "cache", caches / file)
+        return caches / file, max(4 * (time.monotonic() - began), LEAST_TIMEOUT)
+
+
+def judge(mutant: Mutant, cache: Path, limit: float) -> dict:
+    """Run the tests of the mutant's file in a copy of the project, the quick half of them first."""
+    with copy_of_the_project(mutant.file, cache) as tree:
         path = tree / "kernels" / mutant.file
         lines = path.read_text().splitlines()
         lines[mutant.line - 1] = mutant.after
         path.write_text("\n".join(lines) + "\n")
         status = "survived"
         for options in (["-k", "float and sanitizer"], []):
-            passed, output = run_tests(tree, tests, *options)
+            passed, output = run_tests(tree, mutant.file, limit, *options)
             if "could not compile the kernels" in output:
                 status = "invalid"
             elif not passed:
@@ -170,9 +200,16 @@ def main() -> None:
     results = read_results()
     doubtful = {k for k, r in results.items() if r["status"] == "survived"} - read_equivalent()
     todo = [m for m in mutants if m.key not in results or (arguments.again and m.key in doubtful)]
+    random.Random(0).shuffle(todo)  # a run that is stopped has judged a sample
     RESULTS.parent.mkdir(exist_ok=True)
-    with RESULTS.open("a") as file, ThreadPoolExecutor(arguments.jobs) as pool:
-        for result in tqdm(pool.map(judge, todo), total=len(todo), unit="mutant"):
+    with contextlib.ExitStack() as stack:
+        caches = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="mutants-")))
+        file = stack.enter_context(RESULTS.open("a"))
+        pool = stack.enter_context(ThreadPoolExecutor(arguments.jobs))
+        touched = sorted({m.file for m in todo})
+        known = dict(zip(touched, pool.map(functools.partial(unmutated, caches=caches), touched), strict=True))
+        judged = pool.map(lambda mutant: judge(mutant, *known[mutant.file]), todo)
+        for result in tqdm(judged, total=len(todo), unit="mutant"):
             results[result["key"]] = result
             file.write(json.dumps(result) + "\n")
             file.flush()

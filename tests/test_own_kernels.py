@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 N = 1024
 X = np.random.default_rng(0).standard_normal(N).astype(np.float32)
 I = np.random.default_rng(1).integers(0, 1000, N).astype(np.int32)  # noqa: E741
+A, B = X[:128].astype(float).view(complex).reshape(2, 32)
 PAIR = np.dtype([("a", np.float32), ("b", np.int32)])
 
 
@@ -38,6 +39,10 @@ class Own:
 
 def zeros(n, dtype=np.float32):
     return np.zeros(n, dtype)
+
+
+def pairs(z: np.ndarray) -> np.ndarray:
+    return np.stack([z.real, z.imag], 1)
 
 
 def structs():
@@ -467,6 +472,53 @@ OWN = {
             + [(a - 500) % 2**32 for a in I[:64].tolist()]
         },
     ),
+    "__shared__ in any place of a declaration": Own(
+        "template <class T, int N> struct Row { T v[N]; };\n"
+        "template <class T> __global__ void k(const T* x, T* y) {\n  extern volatile __shared__ float a[];\n"
+        "  float __shared__ b[64], c;\n  volatile __shared__ float d[64];\n  __shared__ static int e[64];\n"
+        "  Row<T, 64> __shared__ f;\n  int t = threadIdx.x;\n  a[t] = b[t] = d[t] = f.v[t] = x[t];\n  e[t] = t;\n"
+        "  if (t == 0) c = 5;\n  __syncthreads();\n  int o = 63 - t;\n  y[t] = a[o] + b[o] + d[o] + f.v[o] + e[o] + c;\n}",
+        "k<float>",
+        (1,),
+        (64,),
+        (X[:64], zeros(64)),
+        {1: 4 * X[63::-1] + np.arange(63, -1, -1) + 5},
+        shared_mem=256,
+    ),
+    "ranks in a grid": Own(
+        "#include <cooperative_groups.h>\nnamespace cg = cooperative_groups;\n__global__ void k(long long* y, int n) {\n"
+        "  cg::grid_group grid = cg::this_grid();\n  for (int i = grid.thread_rank(); i < n; i += grid.size())\n"
+        "    y[i] = i + 1000 * grid.size() + 1000000 * grid.block_rank() + grid.num_blocks();\n}",
+        "k",
+        (2, 3),
+        (16, 2),
+        (zeros(300, np.int64), 300),
+        {0: [i + 1000 * 192 + 1000000 * (i % 192 // 32) + 6 for i in range(300)]},
+    ),
+    "complex numbers": Own(
+        "#include <cuComplex.h>\n__global__ void k(const cuFloatComplex* x, cuFloatComplex* y, cuDoubleComplex* z) {\n"
+        "  int t = threadIdx.x;\n  cuFloatComplex a = x[t], b = x[t + 32];\n"
+        "  y[t] = cuCaddf(cuCdivf(a, b), cuCmulf(cuConjf(a), make_cuFloatComplex(0.5f, -2)));\n"
+        "  cuDoubleComplex c = cuComplexFloatToDouble(a), d = cuComplexFloatToDouble(b);\n"
+        "  z[t] = make_cuDoubleComplex(cuCabs(cuCsub(c, d)), cuCimag(cuCfma(c, d, c)) + cuCreal(cuCdiv(c, d)));\n}",
+        "k",
+        (1,),
+        (32,),
+        (X[:128].reshape(64, 2), zeros((32, 2)), zeros((32, 2), np.float64)),
+        {1: pairs(A / B + A.conj() * (0.5 - 2j)), 2: pairs(abs(A - B) + 1j * ((A * B + A).imag + (A / B).real))},
+        atol=1e-4,
+    ),
+    "references, rows and enumerations": Own(
+        "enum class Mode : int { keep, twice };\nenum Sign { plus, minus };\n"
+        "__global__ void k(const float& factor, float (&y)[64], float (*rows)[32], Mode mode, Sign sign) {\n  int t = threadIdx.x;\n"
+        "  y[t] = factor * (mode == Mode::twice ? 2 : 1) * (sign == minus ? -1 : 1) * t;\n"
+        "  rows[t / 32][t % 32] = t;\n}",
+        "k",
+        (1,),
+        (64,),
+        (X[:1], zeros(64), zeros((2, 32)), np.int32(1), np.uint32(1)),
+        {1: -2 * X[0] * np.arange(64), 2: np.arange(64).reshape(2, 32)},
+    ),
     "shuffles of 8 bytes": Own(
         "__global__ void k(const double* x, double* y, long long* z) {\n  int t = threadIdx.x;\n"
         "  y[t] = __shfl_up_sync(0xffffffffu, x[t], 1);\n  z[t] = __shfl_xor_sync(0xffffffffu, (long long)t << 40, 1);\n}",
@@ -558,6 +610,10 @@ HEAD = "__global__ void k(float* x, int n) {\n"
         ("#include <mma.h>\nusing namespace nvcuda;\n" + HEAD + "wmma::fill_fragment(x, 0);\n}", "mma.h"),
         (HEAD + "k<<<1, 1>>>(x, n);\n}", "RawKernel:2: a launch from a kernel"),
         ("#include <cub/cub.cuh>\n" + HEAD + "}", "RawKernel:1: there is no header 'cub/cub.cuh'"),
+        (
+            "#include <cooperative_groups.h>\n" + HEAD + "cooperative_groups::this_grid().sync();\n}",
+            "RawKernel:3: synchronising the grid",
+        ),
         (HEAD + "x[0] = undefined_thing;\n}", "undefined_thing"),
     ],
     ids=str,

@@ -248,9 +248,13 @@ def prepare(code: str, wanted: set[str]) -> str:
     for name in filter(functools.partial(hasattr, ctypes.CDLL(None)), wanted):  # C's library has such a function too
         code = re.sub(rf'\bextern\s*"C"(?=\s*__global__\s+void\s+{name}\b)', "", code)
     code = expand_includes(code, _header)
-    code = re.sub(r"\bstatic\s+(?=__(?:constant|shared|device)__)|(?<=__constant__)\s+static\b", "", code)
+    code = re.sub(
+        r"\bstatic\s+(?=__(?:constant|shared|device)__)|(?:(?<=__constant__)|(?<=__shared__))\s+static\b", "", code
+    )
     for order in (rf"\b__shared__\s+alignas\s*({_BRACKETS})", rf"\balignas\s*({_BRACKETS})\s*__shared__"):
         code = re.sub(order, r"__shared__ __align__\1", code)
+    code = _SHARED_LATER.sub(lambda m: f"{m[1]}__shared__ {m[2]}", code)
+    code = re.sub(r"(__shared__[^;={}()]*?)\bextern\b", r"extern \1", code)
     text, dynamic = blank(code), False
 
     def shared(match: re.Match) -> str:
@@ -267,8 +271,10 @@ def prepare(code: str, wanted: set[str]) -> str:
 
 
 _BRACKETS = r"\((?:[^()]|\([^()]*\))*\)"
+# `float __shared__ tile[32]`, `extern volatile __shared__ float values[]`: what stands before it in its declaration
+_SHARED_LATER = re.compile(r"(^[ \t]*|[;{}][ \t]*)((?:[\w:]+(?:<[^;{}()]*>)?[ \t]+)+)__shared__\b", re.MULTILINE)
 _DYNAMIC = re.compile(
-    rf"(?P<head>\bextern\s+__shared__|__shared__\s+extern)\s+(?P<type>(?:[^;()]|{_BRACKETS})*?)"
+    rf"(?P<head>\bextern\s+__shared__)\s+(?P<type>(?:[^;()]|{_BRACKETS})*?)"
     r"(?P<name>\b\w+)\s*\[\s*\](?P<rest>(?:\s*\[[^\];]*\])*)\s*;"
 )
 

@@ -119,8 +119,10 @@ def _parameter(declaration: str, number: int, types: dict[str, np.dtype]) -> Par
     plain = _NOISE.sub(" ", re.sub(rf"\b{re.escape(name)}\b(?=\s*(?:\[[^\]]*\])?\s*$)", "", declaration))
     if listed := re.search(r"Pointers<([^>]*)>", plain):
         return Parameter(name, "arrays", types[_NOISE.sub("", listed[1]).strip()])
-    stars = plain.count("*") + ("[" in plain)
-    dtype = types.get(" ".join(re.sub(r"\*|\[.*", " ", plain).split()))
+    if "(" in plain:  # of an array: (*rows)[64], (&values)[64]
+        return Parameter(name, "array", None)
+    stars = plain.count("*") + ("&" in plain) + ("[" in plain)
+    dtype = types.get(" ".join(re.sub(r"[*&]|\[.*", " ", plain).split()))
     if stars:
         return Parameter(name, "array", dtype if stars == 1 else np.dtype(np.uint64))
     return Parameter(name, "scalar", dtype)

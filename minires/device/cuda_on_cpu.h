@@ -83,6 +83,12 @@ static const int warpSize = 32;
 // ---------------------------------------------------------------------------------------------------------------
 // Threads, barriers and launches
 
+namespace minires {
+template <class A> static inline A argument(void* at) {  // a reference is given as a pointer
+    if constexpr (std::is_reference_v<A>) return **static_cast<std::remove_reference_t<A>**>(at);
+    else return *static_cast<A*>(at);
+}
+}  // namespace minires
 #ifdef MINIRES_WATCHED
 #include MINIRES_WATCHED
 #else
@@ -278,11 +284,13 @@ template <class T> std::string type_name() {
     else if constexpr (std::is_floating_point_v<U> && sizeof(U) <= 8) return "f" + std::to_string(sizeof(U));
     else if constexpr (std::is_integral_v<U>) return (std::is_signed_v<U> ? "i" : "u") + std::to_string(sizeof(U));
     else if constexpr (std::is_pointer_v<U>) return "u8";
+    else if constexpr (std::is_enum_v<U>) return type_name<std::underlying_type_t<U>>();
     else return "V" + std::to_string(sizeof(U));
 }
 template <class T, class = void> struct Parameter {
     static std::string text() {
-        if constexpr (std::is_pointer_v<T>) return "array " + type_name<std::remove_pointer_t<T>>();
+        if constexpr (std::is_reference_v<T>) return "array " + type_name<std::remove_reference_t<T>>();
+        else if constexpr (std::is_pointer_v<T>) return "array " + type_name<std::remove_pointer_t<T>>();
         else return "scalar " + type_name<T>();
     }
 };

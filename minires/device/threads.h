@@ -382,7 +382,7 @@ template <auto K> struct Kernel;
 template <class... A, void (*K)(A...)> struct Kernel<K> {
     using Arguments = std::tuple<A...>;
     template <size_t... I> static Arguments unpack(void** args, std::index_sequence<I...>) {
-        return Arguments(*static_cast<A*>(args[I])...);
+        return Arguments(argument<A>(args[I])...);
     }
 
     static void body(void** args) { std::apply(K, unpack(args, std::index_sequence_for<A...>{})); }

@@ -91,7 +91,7 @@ static void minires_globals();  // makes the shared arrays outside of functions 
 template <auto K> struct Kernel;
 template <class... A, void (*K)(A...)> struct Kernel<K> {
     template <size_t... I> static inline void run(void** args, std::index_sequence<I...>) {
-        const std::tuple<A...> values(*static_cast<A*>(args[I])...);
+        const std::tuple<A...> values(argument<A>(args[I])...);
         minires_globals();
         minires_enter(minires_image_end());
         std::apply(K, values);

@@ -17,6 +17,22 @@ struct thread_block {
 };
 static inline thread_block this_thread_block() { return {}; }
 
+// All threads of the launch. They cannot be synchronised: a block runs to its end before another begins in its place.
+struct grid_group {
+    static unsigned long long block_rank() {
+        return blockIdx.x + gridDim.x * (blockIdx.y + (unsigned long long)gridDim.y * blockIdx.z);
+    }
+    static unsigned long long num_blocks() { return (unsigned long long)gridDim.x * gridDim.y * gridDim.z; }
+    static unsigned long long thread_rank() { return block_rank() * thread_block::size() + thread_block::thread_rank(); }
+    static unsigned long long size() { return num_blocks() * thread_block::size(); }
+    static unsigned long long num_threads() { return size(); }
+    static dim3 block_index() { return dim3(blockIdx.x, blockIdx.y, blockIdx.z); }
+    static dim3 group_dim() { return dim3(gridDim.x, gridDim.y, gridDim.z); }
+    static dim3 dim_blocks() { return group_dim(); }
+    static bool is_valid() { return false; }  // to be synchronised
+};
+static inline grid_group this_grid() { return {}; }
+
 // The lanes of a mask: a tile of a power of two of neighbours, or those that have come to one place.
 struct thread_group {
     unsigned mask = 0;  // 0: the whole block
