@@ -376,9 +376,10 @@ def main() -> None:
     if arguments.device != "auto":
         mr.set_device(arguments.device)
     first = arguments.batch_sizes[0]
-    report: dict = {"device": mr.describe_device(), "versions": versions(), "cores": os.cpu_count()}
+    report: dict = {"device": mr.describe_device(), "cores": os.cpu_count()}
     report["kernels"] = other_kernels(first)
     report["peak_memory_gb"] = peak_memory_gb()
+    report["versions"] = versions()  # imports PyTorch
     report["roofline"] = roofline(arguments.repeats)
     report["convolutions"] = convolution_kernels(first, arguments.repeats)
     report["places"] = places_on_the_roofline(first, arguments.repeats, report["roofline"])

@@ -30,6 +30,8 @@ PLAN = {  # what runs a command, or what is added to it to make it short; all ot
     ". .venv/bin/activate": BY_CI,
     "python examples/train_cifar.py --epochs 1 --out runs/mine": SMALL,
     "python examples/train_cifar.py --device cpu --epochs 60 --lr 0.2": ONE_EPOCH,
+    "python examples/train_cifar.py --device cpu --epochs 3": ONE_EPOCH,
+    "python examples/train_cifar.py --device cpu --epochs 5 --train-size 10000": ONE_EPOCH,
     "python examples/train_cifar.py --profile": ONE_EPOCH,
     "python examples/benchmark.py": "--batch-sizes 2 --repeats 1",
     "python examples/gemm_ladder.py": "--size 64 --repeats 1",
