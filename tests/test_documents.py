@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import mutate
 import numpy as np
 import pytest
 from test_debugging import DEBUGGING
@@ -225,6 +226,12 @@ def test_every_kernel_has_its_stop_on_the_tour():
     tour = (ROOT / "kernels" / "README.md").read_text()
     for path in (ROOT / "kernels").glob("*.cu*"):
         assert f"[`{path.name}`]({path.name})" in tour
+
+
+def test_the_equivalent_mutants_are_mutants_of_these_kernels():
+    files = [path.name for path in (ROOT / "kernels").glob("*.cu*")]
+    keys = {mutant.key for file in files for mutant in mutate.mutants_of(file)}
+    assert len(keys) > 1000 and mutate.read_equivalent() < keys
 
 
 # ---------------------------------------------------------------------------------------------------------------------
