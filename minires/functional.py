@@ -137,7 +137,7 @@ def conv2d(
     stride, padding = pair_of("conv2d", "stride", stride, 1), pair_of("conv2d", "padding", padding, 0)
     oh, ow = out_size("conv2d", (h, w), (kh, kw), stride, padding)
     geometry = (h, w, kh, kw, oh, ow, *stride, *padding)
-    fast = algorithm == "auto" and (kh, kw) == (3, 3) and stride in ((1, 1), (2, 2)) and max(padding) <= 2
+    fast = algorithm == "auto" and tiles.serves((kh, kw), stride, padding)
     product, input_gradient, weight_gradient = _CONV3X3 if fast else _IM2COL
     if stride == (2, 2) and padding != (1, 1):  # what conv3x3_strided_gradient is for
         input_gradient = _im2col_input_gradient

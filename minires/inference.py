@@ -31,7 +31,7 @@ def conv_bn_relu(conv: Conv2d, bn: BatchNorm2d, x: Tensor, residual: Tensor | No
 def _output_shape(conv: Conv2d, x: Tensor) -> tuple[int, int, int, int] | None:
     """The shape of conv(x) where the fast kernel computes it."""
     (o, c, *kernel), stride, padding = conv.weight.shape, conv.stride, conv.padding
-    fast = kernel == [3, 3] and stride in ((1, 1), (2, 2)) and max(padding) <= 2 and conv.bias is None
+    fast = tiles.serves(kernel, stride, padding) and conv.bias is None
     if not fast or not isinstance(x, Tensor) or len(x.shape) != 4 or x.shape[1] != c or 0 in x.shape:
         return None
     return (x.shape[0], o, *out_size("conv2d", x.shape[2:], (3, 3), stride, padding))

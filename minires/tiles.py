@@ -155,6 +155,11 @@ def table() -> Tiles:
     return TABLES[device.current().tiling]
 
 
+def serves(kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int]) -> bool:
+    """Whether the 3 x 3 kernels compute convolutions of this geometry."""
+    return tuple(kernel) == (3, 3) and stride in ((1, 1), (2, 2)) and max(padding) <= 2
+
+
 def conv(stride: int, turned: bool, n: int, o: int, oh: int, ow: int, fused: int = 0) -> tuple[str, tuple, tuple]:
     """Name, grid and block of the convolution of a shape: the tile that covers it with the least overhang."""
     tile = min(table().conv[stride], key=lambda t: t.overhang(n, o, oh, ow))

@@ -103,10 +103,11 @@ def test_lanes():
 
 
 def test_atomics_are_of_their_own_kind():
-    code = "__global__ void k(int* y) {\natomicAdd(&y[threadIdx.x / 16], 1);\n}"
+    code = "__global__ void k(int* y) {\natomicAdd(&y[threadIdx.x / 16], 1);\natomicCAS(y, -1, 3);\natomicAdd(y, 1);\n}"
     launch, (y,) = count(code, (np.zeros(4, np.int32),))
-    assert [(a.kind, a.requests, a.lanes, a.sectors) for a in launch.accesses] == [("atomic", 1, 32, 1)]
-    assert y.tolist() == [16, 16, 0, 0]
+    found = [(a.file, a.line, a.kind, a.requests, a.lanes, a.sectors) for a in launch.accesses]
+    assert found == [("RawKernel", line, "atomic", 1, 32, 1) for line in (2, 3, 4)]
+    assert y.tolist() == [48, 16, 0, 0]
 
 
 @pytest.mark.parametrize(("pad", "conflicts"), [(0, 253_952), (1, 0)])

@@ -147,6 +147,16 @@ BROKEN = {  # name: (source, threads, blocks, y, kind, what the message says)
         HEAD + "if (threadIdx.x < 16) __syncwarp();\n__syncthreads();\n}",
         (32, 1, None, "sync", "RawKernel:2: a warp primitive that lanes of its mask never reach"),
     ),
+    "waiting for a block that need not run": (
+        HEAD + "int* flag = reinterpret_cast<int*>(y);\nif (blockIdx.x == 0) atomicExch(flag, 1);\n"
+        "else while (atomicAdd(flag, 0) == 0);\n}",
+        (1, 2, None, "sync", r"RawKernel:4, block \(1, 0, 0\), .*: this thread has looked at one place 10000000 times"),
+    ),
+    "waiting for a thread without a barrier": (
+        HEAD + "__shared__ volatile int ready;\nif (threadIdx.x == 0) ready = 0;\n__syncthreads();\n"
+        "if (threadIdx.x == 1) ready = 1;\nelse while (ready == 0) {}\ny[threadIdx.x] = x[0];\n}",
+        (32, 1, None, "sync|race", "RawKernel:6, block .* looked at one place|with no barrier after"),
+    ),
     "endless recursion": (
         "__device__ __noinline__ float deeper(volatile float* p) {\nvolatile float here[100];\nhere[0] = p[0] + 1;\n"
         "return deeper(here) + here[1];\n}\n" + HEAD + "y[0] = deeper(x);\n}",

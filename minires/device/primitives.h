@@ -113,12 +113,14 @@ static inline long long clock64() { return minires::clock(); }
 // ---------------------------------------------------------------------------------------------------------------
 // Atomic operations: f(old value, operand) takes the old value's place, and the old value is returned
 
-#define MINIRES_ATOMIC(name, expression)                                                                          \
-    template <class T> static inline T name(T* p, std::common_type_t<T> v) {                                      \
-        return minires::atomic_update(p, [v](T old) -> T { return expression; });                                 \
-    }                                                                                                             \
-    template <class T> static inline T name##_block(T* p, std::common_type_t<T> v) { return name(p, v); }         \
-    template <class T> static inline T name##_system(T* p, std::common_type_t<T> v) { return name(p, v); }
+#define MINIRES_ATOMIC_OF(name, expression)                                                                       \
+    template <class T> MINIRES_UNWATCHED static inline T name(T* p, std::common_type_t<T> v) {                    \
+        return minires::atomic_update(p, [v](T old) -> T { return expression; }, __builtin_return_address(0));    \
+    }
+#define MINIRES_ATOMIC(name, expression)         \
+    MINIRES_ATOMIC_OF(name, expression)          \
+    MINIRES_ATOMIC_OF(name##_block, expression)  \
+    MINIRES_ATOMIC_OF(name##_system, expression)
 MINIRES_ATOMIC(atomicAdd, old + v)
 MINIRES_ATOMIC(atomicSub, old - v)
 MINIRES_ATOMIC(atomicExch, v)
@@ -129,6 +131,6 @@ MINIRES_ATOMIC(atomicOr, old | v)
 MINIRES_ATOMIC(atomicXor, old ^ v)
 MINIRES_ATOMIC(atomicInc, old >= v ? 0 : old + 1)
 MINIRES_ATOMIC(atomicDec, old == 0 || old > v ? v : old - 1)
-template <class T> static inline T atomicCAS(T* p, std::common_type_t<T> compare, std::common_type_t<T> v) {
-    return minires::atomic_update(p, [=](T old) -> T { return old == compare ? v : old; });
+template <class T> MINIRES_UNWATCHED static inline T atomicCAS(T* p, std::common_type_t<T> compare, std::common_type_t<T> v) {
+    return minires::atomic_update(p, [=](T old) -> T { return old == compare ? v : old; }, __builtin_return_address(0));
 }

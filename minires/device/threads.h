@@ -312,7 +312,7 @@ static int vote(bool yes, const char*, int) {
     return b.votes[slot];
 }
 
-template <class T, class F> static inline T atomic_update(T* p, F f) {
+template <class T, class F> static inline T atomic_update(T* p, F f, void*) {
     T old = *p, now;
     do now = f(old);
     while (!__atomic_compare_exchange(p, &old, &now, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED));

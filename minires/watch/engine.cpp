@@ -33,6 +33,7 @@ struct Thread {
 };
 
 constexpr size_t stack_size = 256 * 1024, guard_size = 64 * 1024, red_zone = 1024, most_shared = 48 * 1024;
+constexpr uint64_t most_looks = 10'000'000;
 
 std::vector<Array> arrays;
 size_t arguments;
@@ -106,11 +107,29 @@ static Array* nearest(const char* address, bool* inside) {
     return best;
 }
 
+// Threads take turns at barriers only, so one that looks at a place until another writes there would look for ever.
+static void look_again(const void* where, void* caller) {
+    static const void *last_place, *last_caller;
+    static unsigned last_thread;
+    static uint64_t times;
+    times = where == last_place && caller == last_caller && running == last_thread ? times + 1 : 0;
+    last_place = where, last_caller = caller, last_thread = running;
+    if (times < most_looks) return;
+    times = 0;
+    snprintf(report->text, sizeof report->text,
+             "this thread has looked at one place %llu times in a row: it waits for another thread, which need not run "
+             "meanwhile if it is of another block; within a block use a barrier", (unsigned long long)most_looks);
+    report->pc = uint64_t(static_cast<char*>(caller) - image_begin);
+    fail("sync");
+    leave();
+}
+
 static void access(void* where, size_t bytes, bool writes, void* caller, bool atomic = false) {
     if (!watching || bytes == 0) return;
     char* const address = static_cast<char*>(where);
     const char* const stack = threads[running].stack;
     if (address >= stack && address < stack + stack_size) return;
+    look_again(where, caller);
     bool inside;
     Array* array = nearest(address, &inside);
     if (!array) return;
@@ -405,7 +424,7 @@ void* minires_malloc(size_t bytes) {
 }
 
 long long minires_clock() { return threads[running].clock += 100; }  // the same in every order
-void minires_atomic(void* address, size_t bytes) { access(address, bytes, true, __builtin_return_address(0), true); }
+void minires_atomic(void* address, size_t bytes, void* caller) { access(address, bytes, true, caller, true); }
 
 #define MINIRES_ACCESS(name, bytes, writes) \
     void __tsan_##name(void* p) { access(p, bytes, writes, __builtin_return_address(0)); }

@@ -198,7 +198,7 @@ def describe(report: Report, path: Path, kernel: str, names: list[str]) -> str:
     where = f", {_source_line(path, report.pc)}" if report.pc else ""
     thread = f"block {tuple(report.block)}, thread {tuple(report.thread)}"
     text = report.text.decode()
-    if report.pc or report.elements:
+    if report.elements:
         name = f"shared array {report.name.decode()}" if report.region < 0 else names[report.region]
         text += f": {name}[{report.index}], of {report.elements} elements"
         if report.other_pc:

@@ -15,7 +15,7 @@ const uint64_t* minires_exchange(unsigned mask, uint64_t value, const char* file
 void minires_check_lane(unsigned mask, unsigned lane, const char* file, int line);
 unsigned minires_converge(const char* file, int line);
 int minires_vote(int yes, int id, const char* file, int line);
-void minires_atomic(void* address, size_t bytes);
+void minires_atomic(void* address, size_t bytes, void* caller);
 void* minires_malloc(size_t bytes);
 [[noreturn]] void minires_stop(const char* file, int line, const char* what);
 long long minires_clock();
@@ -80,8 +80,8 @@ static inline unsigned converge(const char* file, int line) { return minires_con
 static inline long long clock() { return minires_clock(); }
 
 // Blocks run on one OS thread here, so nothing can come between the two halves of an update.
-template <class T, class F> MINIRES_UNWATCHED static T atomic_update(T* p, F f) {
-    minires_atomic(p, sizeof(T));
+template <class T, class F> MINIRES_UNWATCHED static T atomic_update(T* p, F f, void* caller) {
+    minires_atomic(p, sizeof(T), caller);
     const T old = *p;
     *p = f(old);
     return old;
