@@ -157,6 +157,20 @@ BROKEN = {  # name: (source, threads, blocks, y, kind, what the message says)
         "if (threadIdx.x == 1) ready = 1;\nelse while (ready == 0) {}\ny[threadIdx.x] = x[0];\n}",
         (32, 1, None, "sync|race", "RawKernel:6, block .* looked at one place|with no barrier after"),
     ),
+    "a lock without a fence": (
+        HEAD + "int* lock = reinterpret_cast<int*>(y + 1);\nwhile (atomicCAS(lock, 0, 1) != 0);\n"
+        "y[0] = y[0] + 1;\natomicExch(lock, 0);\n}",
+        (2, 1, None, "race", r"RawKernel:4, .*y\[0\]"),
+    ),
+    "an access after the lock is given back": (
+        HEAD + "int* lock = reinterpret_cast<int*>(y + 1);\nwhile (atomicCAS(lock, 0, 1) != 0);\n__threadfence();\n"
+        "y[0] = y[0] + 1;\n__threadfence();\natomicExch(lock, 0);\ny[0] = 2;\n}",
+        (2, 1, None, "race", r"RawKernel:[58], .*y\[0\]"),
+    ),
+    "a read of what others change atomically": (
+        HEAD + "int* n = reinterpret_cast<int*>(y);\natomicAdd(n, 1);\ny[threadIdx.x + 1] = *n;\n}",
+        (2, 1, None, "race", r"RawKernel:[34], .*y\[0\]"),
+    ),
     "endless recursion": (
         "__device__ __noinline__ float deeper(volatile float* p) {\nvolatile float here[100];\nhere[0] = p[0] + 1;\n"
         "return deeper(here) + here[1];\n}\n" + HEAD + "y[0] = deeper(x);\n}",
@@ -213,6 +227,23 @@ CLEAN = {
         HEAD + "const int t = threadIdx.x;\nif (t % 2) {\nconst unsigned m = __activemask();\n"
         "y[t] = __shfl_sync(m, x[t], __ffs(m) - 1);\n}\n}",
         (64, 1, None),
+    ),
+    "a loop around atomicCAS": (  # of the CUDA C++ Programming Guide, "Atomic Functions"
+        HEAD + "unsigned* at = reinterpret_cast<unsigned*>(y);\nunsigned old = *at, assumed;\n"
+        "do {\nassumed = old;\nold = atomicCAS(at, assumed, __float_as_uint(__uint_as_float(assumed) + 1));\n"
+        "} while (assumed != old);\n}",
+        (40, 2, None),
+    ),
+    "a lock": (
+        HEAD + "int* lock = reinterpret_cast<int*>(y + 1);\nwhile (atomicCAS(lock, 0, 1) != 0);\n__threadfence();\n"
+        "y[0] = y[0] + 1;\n__threadfence();\natomicExch(lock, 0);\n}",
+        (40, 2, None),
+    ),
+    "the last block adds up": (  # of the CUDA C++ Programming Guide, "Memory Fence Functions"
+        "__shared__ bool is_last;\n" + HEAD + "const int t = threadIdx.x;\nif (t < 4) y[4 * blockIdx.x + t] = 1;\n"
+        "__threadfence();\n__syncthreads();\nif (t == 0) is_last = atomicAdd(reinterpret_cast<int*>(y + 63), 1) == 2;\n"
+        "__syncthreads();\nif (is_last && t < 12) y[16 + t] = y[11 - t] + 1;\n}",
+        (64, 3, None),
     ),
     "half of a warp shuffles": (
         HEAD + "if (threadIdx.x < 16) y[threadIdx.x] = __shfl_xor_sync(0xffffu, x[threadIdx.x], 1);\n}",

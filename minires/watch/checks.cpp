@@ -2,7 +2,9 @@
 //
 // Every array has a Cell for each element, which knows whether it was written and who touched it last. Two accesses to an
 // element, one of them a write, are a race unless a barrier of their block, or a warp primitive of their warp, lies
-// between them; those of two blocks always are.
+// between them, or a fence and then an atomic operation, at a place where the second thread has done one before its access.
+// Two atomic operations are no race; and a read whose thread goes on with an atomic operation at that place, as in a loop
+// around atomicCAS, counts as a part of it.
 #include <stdio.h>
 
 #include <numeric>
@@ -14,7 +16,7 @@ namespace {
 using namespace watch;
 
 struct Touch {
-    uint32_t thread, block, epoch, warp_epoch, pc;  // thread: its number in the block plus one; 0 is nobody
+    uint32_t thread, block, epoch, warp_epoch, fences, pc;  // thread: its number in the block plus one; 0 is nobody
     bool atomic;
 };
 struct Cell {
@@ -24,12 +26,13 @@ struct Cell {
 
 bool ordered(const Touch& before, const Touch& now) {
     if (before.thread == 0 || (before.thread == now.thread && before.block == now.block)) return true;
-    if (before.atomic && now.atomic) return true;
+    if ((before.atomic && now.atomic) || before.fences < acquired()) return true;
     if (before.block != now.block) return false;
     if (before.epoch != now.epoch) return true;
     return (before.thread - 1) / 32 == (now.thread - 1) / 32 && before.warp_epoch != now.warp_epoch;
 }
 
+// Whether it is one; the report then says so.
 bool race(const Array& array, int64_t i, const Touch& before, bool before_writes, const Touch& now, bool writes) {
     if (ordered(before, now)) return false;
     const uint3 other = index_of(before.thread - 1), grid = minires_now.grid;
@@ -41,14 +44,28 @@ bool race(const Array& array, int64_t i, const Touch& before, bool before_writes
     report->pc = now.pc;
     report->other_pc = before.pc;
     name_array(array, i);
-    fail("race");
     return true;
+}
+
+Report keep_report() {
+    Report kept = *report;
+    kept.block = minires_now.block;
+    kept.thread = index_of(running);
+    *report = Report{};
+    return kept;
+}
+void tell(const Report& kept, const char* kind) {
+    fail(kind);
+    *report = kept;
+    snprintf(report->kind, sizeof report->kind, "%s", kind);
 }
 
 struct Checks : Observer {
     std::vector<std::vector<Cell>> cells;  // of each array
-    bool pending = false;                  // a report of an uninitialised read, kept in `unread`
-    Report unread;
+    bool pending = false, suspected = false;  // an uninitialised read, and one of what another thread does atomically
+    Report unread, suspicion;
+    Touch last_read{};  // the last access, if it was a read and not atomic
+    const char* last_address = nullptr;
 
     Checks() {
         for (const Array& array : arrays) add(array);
@@ -86,17 +103,17 @@ struct Checks : Observer {
             if (checks & MEM) outside(a);
             return;
         }
-        const Touch now{running + 1, block_number, epoch, warp_epochs[running / 32], a.pc, a.atomic};
+        const Touch now{running + 1, block_number, epoch, warp_epochs[running / 32], fences, a.pc, a.atomic};
+        const bool same = last_read.thread == now.thread && last_read.block == now.block && last_address == a.address;
+        const bool goes_on = a.atomic && same;
+        if (suspected && !goes_on) tell(suspicion, "race"), leave();
+        suspected = false;
         for (uint64_t c = begin / array.cell; c <= (begin + a.bytes - 1) / array.cell; ++c) {
             Cell& cell = cells[&array - arrays.data()][c];
             const int64_t i = int64_t(c * array.cell / array.element);
             if ((checks & INIT) && !cell.initialized && (!a.writes || a.atomic)) uninitialized(array, i, now);
-            if (checks & RACE) {
-                if (race(array, i, cell.write, true, now, a.writes)) leave();
-                if (a.writes && (race(array, i, cell.read, false, now, true) ||
-                                 race(array, i, cell.other_read, false, now, true)))
-                    leave();
-            }
+            if (goes_on) cell.read.atomic = true;
+            if (checks & RACE) look_for_races(array, i, cell, now, a.writes);
             if (a.writes) {
                 cell.write = now;
                 cell.initialized = true;
@@ -105,28 +122,32 @@ struct Checks : Observer {
                 cell.read = now;
             }
         }
+        last_read = a.writes ? Touch{} : now;
+        last_address = a.address;
+    }
+
+    void look_for_races(const Array& array, int64_t i, const Cell& cell, const Touch& now, bool writes) {
+        if (race(array, i, cell.write, true, now, writes)) {
+            suspected = !writes && cell.write.atomic;
+            if (!suspected) fail("race"), leave();
+            suspicion = keep_report();
+        }
+        if (writes && (race(array, i, cell.read, false, now, true) || race(array, i, cell.other_read, false, now, true)))
+            fail("race"), leave();
     }
 
     // If somebody writes it before the next barrier, a race explains it better: wait until then.
     void uninitialized(const Array& array, int64_t i, const Touch& now) {
         if (pending) return;
-        unread = *report;
-        Report* const kept = report;
-        report = &unread;
         snprintf(report->text, sizeof report->text, "a read of an element that nothing wrote");
         report->pc = now.pc;
         name_array(array, i);
-        report->block = minires_now.block;
-        report->thread = index_of(running);
-        report = kept;
+        unread = keep_report();
         pending = true;
     }
     void all_wait() override {
-        if (!pending) return;
-        const Report found = unread;
-        fail("init");
-        *report = found;
-        snprintf(report->kind, sizeof report->kind, "init");
+        if (suspected) tell(suspicion, "race");
+        else if (pending) tell(unread, "init");
     }
 
     void keep() {

@@ -13,6 +13,7 @@
 #include <map>
 #include <numeric>
 #include <random>
+#include <unordered_map>
 
 #include "../device/fibers.h"
 minires_state minires_now;
@@ -30,6 +31,7 @@ struct Thread {
     const char* file;
     int line;
     long long clock;
+    unsigned fenced, acquired;  // its last fence, and the last one of others that an atomic operation has passed on to it
 };
 
 constexpr size_t stack_size = 256 * 1024, guard_size = 64 * 1024, red_zone = 1024, most_shared = 48 * 1024;
@@ -37,7 +39,7 @@ constexpr uint64_t most_looks = 10'000'000;
 
 std::vector<Array> arrays;
 size_t arguments;
-unsigned running, checks, block_number, epoch;
+unsigned running, checks, block_number, epoch, fences;
 std::vector<unsigned> warp_epochs;
 Report* report;
 
@@ -54,6 +56,7 @@ static uint64_t dynamic_bytes;
 static void (*body)(void**);
 static void** body_args;
 static char *image_begin, *image_end;
+static std::unordered_map<const void*, unsigned> released;  // by atomic operations at a place: the last fence before them
 static std::map<char*, size_t> heap;  // what threads have allocated: not watched
 
 extern "C" {
@@ -64,6 +67,23 @@ alignas(128) char minires_dynamic_shared[red_zone + most_shared];
 uint3 index_of(unsigned t) {
     const uint3 n = minires_now.threads;
     return {t % n.x, t / n.x % n.y, t / n.x / n.y};
+}
+
+unsigned acquired() { return threads[running].acquired; }
+
+// What one thread has done before a fence and an atomic operation, another one sees after an atomic operation at that place.
+static void pass_on(const void* where) {
+    unsigned& last = released[where];
+    threads[running].acquired = std::max(threads[running].acquired, last);
+    last = std::max(last, threads[running].fenced);
+}
+
+// A barrier of the threads first .. end-1 passes on what each of them has seen.
+static void pass_on(unsigned first, size_t end) {
+    unsigned fenced = 0, acquired = 0;
+    for (size_t t = first; t < end; ++t)
+        fenced = std::max(fenced, threads[t].fenced), acquired = std::max(acquired, threads[t].acquired);
+    for (size_t t = first; t < end; ++t) threads[t].fenced = fenced, threads[t].acquired = acquired;
 }
 
 // The threads' stacks are left as they are.
@@ -130,6 +150,7 @@ static void access(void* where, size_t bytes, bool writes, void* caller, bool at
     const char* const stack = threads[running].stack;
     if (address >= stack && address < stack + stack_size) return;
     look_again(where, caller);
+    if (atomic) pass_on(where);
     bool inside;
     Array* array = nearest(address, &inside);
     if (!array) return;
@@ -186,6 +207,7 @@ static bool release_warps() {
             shown[first + lane] = offered[first + lane];
         }
         ++warp_epochs[t / 32];
+        pass_on(first, std::min<size_t>(first + 32, threads.size()));
         released = true;
     }
     return released;
@@ -233,6 +255,7 @@ static void release_barrier() {
     for (Thread& thread : threads)
         if (thread.wait == BARRIER) thread.wait = READY;
     votes[(++epoch + 1) % 3] = 0;
+    pass_on(0, threads.size());
 }
 
 static void run_block(int order, std::mt19937_64& random) {
@@ -313,6 +336,8 @@ int run(Observer& by, void (*kernel)(void**), const unsigned* grid_and_block, ui
     dynamic_bytes = shared_bytes;
     failed = false;
     heap.clear();
+    released.clear();
+    fences = 0;
     arrays.clear();
     for (const Region& r : regions)
         arrays.push_back({r.base, r.bytes, r.element, r.cell, nullptr, int64_t(arrays.size()), r.initialized, 0});
@@ -423,6 +448,7 @@ void* minires_malloc(size_t bytes) {
     return place;
 }
 
+void minires_fence() { threads[running].fenced = ++fences; }
 long long minires_clock() { return threads[running].clock += 100; }  // the same in every order
 void minires_atomic(void* address, size_t bytes, void* caller) { access(address, bytes, true, caller, true); }
 

@@ -62,9 +62,11 @@ extern std::vector<Array> arrays;  // the arguments, then the shared arrays of t
 extern size_t arguments;
 extern unsigned running, checks, block_number, epoch;  // the running thread; epoch: counts the block's barriers
 extern std::vector<unsigned> warp_epochs;              // count each warp's primitives
+extern unsigned fences;                                // counts the launch's __threadfence()
 extern Report* report;
 
 uint3 index_of(unsigned thread);
+unsigned acquired();  // the running thread sees what was done before so many fences
 void name_array(const Array& array, int64_t index);
 void fail(const char* kind);  // the launch ends when the running thread leaves or all wait
 [[noreturn]] void leave();

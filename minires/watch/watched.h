@@ -15,6 +15,7 @@ const uint64_t* minires_exchange(unsigned mask, uint64_t value, const char* file
 void minires_check_lane(unsigned mask, unsigned lane, const char* file, int line);
 unsigned minires_converge(const char* file, int line);
 int minires_vote(int yes, int id, const char* file, int line);
+void minires_fence();
 void minires_atomic(void* address, size_t bytes, void* caller);
 void* minires_malloc(size_t bytes);
 [[noreturn]] void minires_stop(const char* file, int line, const char* what);
@@ -47,8 +48,8 @@ inline void* operator new[](size_t bytes) { return minires_malloc(bytes); }
 
 #define __syncthreads() minires_barrier(__COUNTER__, __FILE__, __LINE__)  // the counter tells two on a line apart
 #define __syncthreads_count(predicate) minires_vote(bool(predicate), __COUNTER__, __FILE__, __LINE__)
-#define __threadfence()
-#define __threadfence_block()
+#define __threadfence() minires_fence()
+#define __threadfence_block() minires_fence()
 
 static inline void __syncwarp(unsigned mask = 0xffffffffu, const char* file = __builtin_FILE(),
                               int line = __builtin_LINE()) {
