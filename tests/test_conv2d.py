@@ -40,30 +40,27 @@ def case(request, rng, dtype):
     return x, weight, bias, stride, padding
 
 
-@pytest.mark.parametrize("algorithm", ["auto", "im2col"])
-def test_forward_and_gradients(case, dtype, rng, algorithm):
+def forward_and_gradients(case, dtype, rng, *algorithms):
+    """The result and the gradients by some algorithms, each as the reference has them, and like one another."""
     x, weight, bias, stride, padding = case
-    tensors = [mr.Tensor(a, requires_grad=True) for a in (x, weight, bias)]
-    y = mr.functional.conv2d(*tensors, stride, padding, algorithm)
-    assert_close(y, reference.conv2d(x, weight, stride, padding) + bias[:, None, None], dtype)
+    y = reference.conv2d(x, weight, stride, padding) + bias[:, None, None]
     dy = rng.standard_normal(y.shape).astype(dtype)
-    y.backward(dy)
-    dx, d_weight = reference.conv2d_gradients(x, weight, dy, stride, padding)
-    for tensor, expected in zip(tensors, (dx, d_weight, dy.sum((0, 2, 3), np.float64)), strict=True):
-        assert_close(tensor.grad, expected, dtype)
-
-
-def test_fast_kernels_agree_with_the_readable_ones(case, dtype, rng):
-    x, weight, _, stride, padding = case
+    expected = y, *reference.conv2d_gradients(x, weight, dy, stride, padding), dy.sum((0, 2, 3), np.float64)
     results = []
-    for algorithm in ("auto", "im2col"):
-        tensors = [mr.Tensor(a, requires_grad=True) for a in (x, weight)]
-        y = mr.functional.conv2d(*tensors, None, stride, padding, algorithm)
-        y.backward(np.cos(np.arange(y.data.size)).reshape(y.shape).astype(dtype))
-        results.append([y.numpy(), *(t.grad.numpy() for t in tensors)])
+    for algorithm in algorithms:
+        tensors = [mr.Tensor(a, requires_grad=True) for a in (x, weight, bias)]
+        y = mr.functional.conv2d(*tensors, stride, padding, algorithm)
+        y.backward(dy)
+        results.append([t.numpy() for t in (y, *(t.grad for t in tensors))])
+        for found, right in zip(results[-1], expected, strict=True):
+            assert_close(found, right, dtype)
     limit = 1e-5 if dtype == np.float32 else 1e-12
-    for fast, readable in zip(*results, strict=True):
-        assert np.abs(fast - readable).max() <= limit * np.abs(readable).max()
+    for one, other in zip(results[0], results[-1], strict=True):
+        assert np.abs(one - other).max() <= limit * np.abs(other).max()
+
+
+def test_forward_and_gradients_by_the_fast_and_the_readable_kernels(case, dtype, rng):
+    forward_and_gradients(case, dtype, rng, "auto", "im2col")
 
 
 WEIGHT_TILES = [
@@ -115,7 +112,7 @@ def test_which_kernels_run():
 def test_the_tiles_of_the_other_device(case, dtype, rng, monkeypatch):
     """What the table of a GPU makes of the kernels, and on a GPU that of a CPU."""
     monkeypatch.setattr(device.current(), "tiling", "cuda" if device.current().tiling == "cpu" else "cpu")
-    test_forward_and_gradients(case, dtype, rng, "auto")
+    forward_and_gradients(case, dtype, rng, "auto")
 
 
 @pytest.mark.parametrize(
