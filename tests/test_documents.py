@@ -126,10 +126,12 @@ def run(command: str, folder: Path, **more: str) -> subprocess.CompletedProcess:
     return subprocess.run(bash, cwd=folder, env=environment, capture_output=True, text=True, check=False)
 
 
-def test_the_commands_run_in_order(clone, current_device):
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_the_commands_run_in_order(document, clone, current_device):
     if current_device == "cuda":
         pytest.skip("once is enough, on the CPU: a check of the GPU within a check of the GPU would take long")
-    for command in dict.fromkeys(command for document in DOCUMENTS for command in commands(document)):
+    before = {command for other in DOCUMENTS[: DOCUMENTS.index(document)] for command in commands(other)}
+    for command in (command for command in dict.fromkeys(commands(document)) if command not in before):
         how = PLAN.get(command, "")
         if how == BY_CI or command in DEBUGGING:
             continue

@@ -78,6 +78,7 @@ def test_mistakes_end_in_one_sentence(tmp_path, options, words):
     assert "Traceback" not in result.stderr
 
 
+@pytest.mark.no_late
 def test_a_folder_that_was_named_must_hold_the_data(tmp_path):
     """Synthetic images are for those who named nothing and have no network."""
     folder = tmp_path / "mine" / mr.cifar.FOLDER
@@ -103,6 +104,7 @@ def test_a_log_file_gets_lines_and_no_bar(tmp_path):
     assert [line.split()[1] for line in result.stdout.splitlines() if line.startswith("epoch")] == ["1/2", "2/2"]
 
 
+@pytest.mark.no_late
 def test_two_runs_into_one_folder(tmp_path):
     """The second ends at once; what a killed one leaves is in nobody's way."""
     options = ["--dataset", "synthetic", "--train-size", "2000", "--test-size", "20", "--epochs", "50", "--out", "run"]
@@ -129,6 +131,7 @@ def test_two_runs_into_one_folder(tmp_path):
     assert after.returncode == 0, after.stderr
 
 
+@pytest.mark.no_late
 def test_real_data(cifar_dir, tmp_path):
     sizes = ["--train-size", "1000", "--test-size", "500", "--epochs", "5", "--batch-size", "50"]
     result = train(tmp_path, "--data-dir", str(cifar_dir.resolve()), *sizes, "--out", "run")
