@@ -83,7 +83,7 @@ __device__ inline void load_weights(scalar_t* __restrict__ ws, const scalar_t* _
     constexpr int RUN = BY_LANE ? 1 : BO;
     const int stride = TURNED ? 9 : 9 * C;  // from one k to the next
     for (int q = threadIdx.x; q < BC * 9 * BO / RUN; q += THREADS) {
-        const int tap = q % 9, c = !BY_LANE ? q / 9 : TURNED ? q / (9 * BO) : q / 9 % BC;
+        const int tap = TURNED ? 8 - q % 9 : q % 9, c = !BY_LANE ? q / 9 : TURNED ? q / (9 * BO) : q / 9 % BC;
         const int first = !BY_LANE ? 0 : TURNED ? q / 9 % BO : q / (9 * BC), end = c < depth ? O - o0 : 0;
         const scalar_t* from = w + (long long)o0 * stride + (TURNED ? (c0 + c) * 9ll * O + 8 - tap : (c0 + c) * 9ll + tap);
         for (int k = first; k < first + RUN; ++k)

@@ -60,7 +60,7 @@ def test_a_kernel_at_the_shapes_of_a_stage():
 
 
 def test_a_training_step(tmp_path):
-    result = inspect("--step", "--batch", "4", "--json", str(tmp_path / "step.json"))
+    result = inspect("--step", "--batch", "128", "--json", str(tmp_path / "step.json"))
     assert result.returncode == 0, result.stderr
     report = json.loads((tmp_path / "step.json").read_text())
     rows = report["launches"]
@@ -68,7 +68,7 @@ def test_a_training_step(tmp_path):
     convolutions = [r for r in rows if r["kernel"].startswith("conv3x3")]
     # Three passes of a forward of 40.55 million multiply-adds an image, less the first layer's input gradient.
     total = sum(r["count"] * r["flops"] for r in convolutions)
-    assert total == pytest.approx(4 * 2 * (3 * 40.55e6 - 0.442e6), rel=0.03)
+    assert total == pytest.approx(128 * 2 * (3 * 40.55e6 - 0.442e6), rel=0.03)
     for row in rows:
         assert row["global"]["sectors"] >= row["global"]["sectors_least"]
         assert row["shared"]["wavefronts"] >= row["shared"]["wavefronts_least"]
@@ -77,6 +77,28 @@ def test_a_training_step(tmp_path):
             assert h100["floor_us"] == max(h100["floors_us"].values()) >= 0
             assert 0 < h100["warps_at_grid"] <= h100["warps_by_resources"] <= 64
     assert f"{sum(r['count'] for r in rows)} launches" in result.stdout
+    step = sum(r["count"] * r["flops"] for r in rows)
+    for row in rows:
+        if row["count"] * row["flops"] > step / 100:
+            of_a_gpus_shape(row)
+        if row["kernel"].startswith("batchnorm"):
+            assert row["global"]["sectors"] <= 1.1 * row["global"]["sectors_least"]
+
+
+def of_a_gpus_shape(row: dict) -> None:
+    """What is asked of a kernel that counts: threads, lanes, sectors, wavefronts, and registers where NVRTC is installed."""
+    both = [row["global"], row["shared"]]
+    assert row["block"][0] >= 64, row
+    assert sum(c["lanes"] for c in both) >= 28 * sum(c["requests"] for c in both), row
+    assert row["global"]["sectors"] <= 1.25 * row["global"]["sectors_least"], row
+    assert row["shared"]["wavefronts"] <= 1.15 * row["shared"]["wavefronts_least"], row
+    for gpu in row["gpus"].values():
+        assert gpu["registers"] <= 128 and gpu["spill_bytes"] == 0, row
+    if row["gpus"]:
+        h100 = row["gpus"]["H100"]
+        assert h100["floors_us"]["wavefronts"] <= 1.25 * h100["floors_us"]["arithmetic"], row
+        # The stage of 8 x 8 has 15 values for each lane of that GPU.
+        assert h100["warps_at_grid"] >= (3.8 if row["kernel"].startswith("conv3x3<1, 64") else 7.5), row
 
 
 def test_floors_by_hand():
