@@ -38,6 +38,7 @@ PLAN = {  # what runs a command, or what is added to it to make it short; all ot
     "python examples/gemm_ladder.py": "--size 64 --repeats 1",
     "python examples/inspect_kernel.py --step --batch 128": "--batch 4",
     "python tests/mutate.py": "--only relu --operator sign",
+    "python examples/paper_beside_pytorch.py": "--steps 2",
     "pytest tests/test_properties.py --hypothesis-profile=long": "-n 0 -k avg_pool2d",
 }
 ENDS_OTHERWISE = {  # the exit status, and what is printed
@@ -51,6 +52,10 @@ PRINTS = {  # in this order
     "python examples/evaluate.py": [r"10,000 test images of cifar10\naccuracy 9[0123]"],
     "python examples/train_cifar.py --resume runs/mine --epochs 2": ["resumed  in epoch 2", "epoch 2/2  .*images/s"],
     "python tests/mutate.py": ["all: 2 killed of 2 "],
+    "python examples/paper_beside_pytorch.py": [
+        r"minires +2 steps.*PyTorch +2 steps",
+        r"minires and PyTorch first differ by more than .*, 0.001 at step none",
+    ],
     "python examples/lesson1_first_kernel.py": [
         r"axpy on 1000 elements in 4 blocks of 256 threads: as NumPy's: True",
         r"element 999 was computed by thread 231 of block 3",
@@ -314,6 +319,17 @@ def test_the_speed_is_the_reports():
         if who == "minires":
             ratios = [steps[what, f"PyTorch {kind}"]["minires_is_faster_by"] for kind in ("eager", "channels-last")]
             assert f"| {what} | {row['images_per_s']:,.0f} | {ratios[0]:.2f} | {ratios[1]:.2f} |" in readme
+
+
+def test_the_steps_at_which_rounding_parts_two_libraries():
+    results = ROOT / "examples" / "results" / "paper-beside-pytorch" / "losses.json"
+    apart, losses = (json.loads(results.read_text())[key] for key in ("apart", "losses"))
+    ours, twin = apart["minires"], apart["PyTorch, moved by a rounding"]
+    text = " ".join((ROOT / "tests" / "README.md").read_text().split())
+    assert f"0.01 % first in step {ours['0.0001']} and by more than 1 % in step {ours['0.01']}," in text
+    assert f"do so in steps {twin['0.0001']} and {twin['0.01']}," in text
+    means = [np.mean(losses[name][-200:]) for name in ("minires", "PyTorch")]
+    assert f"a mean loss of {means[0]:.3f} in minires and {means[1]:.3f} in PyTorch" in text
 
 
 def test_the_accuracy_is_the_last_of_the_metrics():
