@@ -34,13 +34,10 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "build" / "mutants.jsonl"
 EQUIVALENT = ROOT / "tests" / "equivalent_mutants.txt"
 QUICK = "float and sanitizer"  # these tests run first: they notice most mutants, and plain kernels take long to compile
-NEEDS = {  # the tests of a file, and the kernels that these launch
-    "common.cuh": (["batchnorm", "cross_entropy"], ["batchnorm", "cross_entropy", "add"]),
-    "add.cu": (["add", "batchnorm"], ["add", "batchnorm"]),
-    "batchnorm.cu": (["batchnorm"], ["batchnorm", "add"]),
-    "conv2d.cu": (["conv2d"], ["conv2d", "im2col", "gemm", "add"]),
-    "relu.cu": (["relu"], ["relu"]),
-}
+TESTS = {
+    "common.cuh": ["batchnorm", "cross_entropy"],
+    "add.cu": ["add", "batchnorm"],
+}  # of the others those of their name
 
 
 @dataclass(frozen=True)
@@ -89,10 +86,6 @@ def mutants_of(file: str) -> list[Mutant]:
     return list(found.values())
 
 
-def needs_of(file: str) -> tuple[list[str], list[str]]:
-    return NEEDS.get(file, ([Path(file).stem], [Path(file).stem]))
-
-
 def run_tests(tree: Path, file: str, limits: tuple[float, float]) -> tuple[bool, str, list[float]]:
     """Whether the tests of a file pass, the quick ones and then all; what the last of them printed; the seconds of each."""
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-n", "0", "-p", "no:cacheprovider"]
@@ -105,7 +98,7 @@ def run_tests(tree: Path, file: str, limits: tuple[float, float]) -> tuple[bool,
     seconds = []
     for options, limit in zip((["-k", QUICK], []), limits, strict=True):
         began = time.monotonic()
-        paths = [f"tests/test_{t}.py" for t in needs_of(file)[0]]
+        paths = [f"tests/test_{t}.py" for t in TESTS.get(file, [Path(file).stem])]
         status, output = limited.run([*command, *options, *paths], limit, environment, tree)
         seconds.append(time.monotonic() - began)
         if status != "0":
@@ -114,24 +107,21 @@ def run_tests(tree: Path, file: str, limits: tuple[float, float]) -> tuple[bool,
 
 
 @contextlib.contextmanager
-def copy_of_the_project(file: str, cache: Path | None = None) -> Iterator[Path]:
-    """A copy with the kernels that the tests of `file` launch; what `cache` holds need not be compiled again in it."""
+def copy_of_the_project(cache: Path | None = None) -> Iterator[Path]:
+    """A copy of what the tests need; what `cache` holds need not be compiled again in it."""
     ignore = shutil.ignore_patterns("__pycache__")
     with tempfile.TemporaryDirectory(prefix="mutant-") as name:
         tree = Path(name)
-        for folder in ("minires", "tests"):
+        for folder in ("minires", "kernels", "tests"):
             shutil.copytree(ROOT / folder, tree / folder, ignore=ignore)
         if cache:
             shutil.copytree(cache, tree / "cache", copy_function=os.link)
-        (tree / "kernels").mkdir()
-        for kernel in ["common.cuh", *(f"{k}.cu" for k in needs_of(file)[1])]:
-            shutil.copy(ROOT / "kernels" / kernel, tree / "kernels")
         yield tree
 
 
 def unmutated(file: str, caches: Path) -> tuple[Path, tuple[float, float]]:
     """What the tests of `file` compile without a mutant, and their time limits for one with; they must pass."""
-    with copy_of_the_project(file) as tree:
+    with copy_of_the_project() as tree:
         passed, output, seconds = run_tests(tree, file, (3600, 3600))
         if not passed:
             raise SystemExit(f"error: the tests of {file} do not pass as it is:\n{output[-2000:]}")
@@ -141,7 +131,7 @@ def unmutated(file: str, caches: Path) -> tuple[Path, tuple[float, float]]:
 
 def judge(mutant: Mutant, cache: Path, limits: tuple[float, float]) -> dict:
     """Run the tests of the mutant's file in a copy of the project."""
-    with copy_of_the_project(mutant.file, cache) as tree:
+    with copy_of_the_project(cache) as tree:
         path = tree / "kernels" / mutant.file
         lines = path.read_text().splitlines()
         lines[mutant.line - 1] = mutant.after
