@@ -26,9 +26,8 @@ from hypothesis import HealthCheck, settings
 import minires as mr
 from minires import device
 
-if _workers := os.environ.get(
-    "PYTEST_XDIST_WORKER_COUNT"
-):  # they share the cores: threads would only wait for one another
+# Workers share the cores: more threads would only wait for one another.
+if _workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
     os.environ.setdefault("MINIRES_NUM_THREADS", str(max((os.cpu_count() or 1) // int(_workers), 1)))
 
 for _profile, _examples in (("quick", 25), ("long", 250)):

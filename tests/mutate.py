@@ -34,10 +34,8 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "build" / "mutants.jsonl"
 EQUIVALENT = ROOT / "tests" / "equivalent_mutants.txt"
 QUICK = "float and sanitizer"  # these tests run first: they notice most mutants, and plain kernels take long to compile
-TESTS = {
-    "common.cuh": ["batchnorm", "cross_entropy"],
-    "add.cu": ["add", "batchnorm"],
-}  # of the others those of their name
+# The tests of a file; of the others those of their name.
+TESTS = {"common.cuh": ["batchnorm", "cross_entropy"], "add.cu": ["add", "batchnorm"]}
 
 
 @dataclass(frozen=True)

@@ -253,7 +253,7 @@ def prepare(code: str, wanted: set[str]) -> str:
     )
     for order in (rf"\b__shared__\s+alignas\s*({_BRACKETS})", rf"\balignas\s*({_BRACKETS})\s*__shared__"):
         code = re.sub(order, r"__shared__ __align__\1", code)
-    code = _SHARED_LATER.sub(lambda m: f"{m[1]}__shared__ {m[2]}", code)
+    code = _SHARED_LATER.sub(r"\1__shared__ \2", code)
     code = re.sub(r"(__shared__[^;={}()]*?)\bextern\b", r"extern \1", code)
     text, dynamic = blank(code), False
 
