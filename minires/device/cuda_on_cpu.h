@@ -13,15 +13,11 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/types.h>
+#include <time.h>
 
-#include <atomic>
-#include <chrono>
-#include <mutex>
-#include <string>
-#include <tuple>
+#include <new>
 #include <type_traits>
 #include <utility>
-#include <vector>
 
 #include "fibers.h"
 
@@ -87,6 +83,12 @@ namespace minires {
 template <class A> static inline A argument(void* at) {  // a reference is given as a pointer
     if constexpr (std::is_reference_v<A>) return **static_cast<std::remove_reference_t<A>**>(at);
     else return *static_cast<A*>(at);
+}
+template <class... A, size_t... I> static inline void call(void (*f)(A...), void** args, std::index_sequence<I...>) {
+    f(argument<A>(args[I])...);
+}
+template <class... A> static inline void call(void (*f)(A...), void** args) {
+    call(f, args, std::index_sequence_for<A...>{});
 }
 }  // namespace minires
 #ifdef MINIRES_WATCHED
@@ -274,31 +276,36 @@ MINIRES_CACHED_STORE(__stcs)
 MINIRES_CACHED_STORE(__stwt)
 
 // ---------------------------------------------------------------------------------------------------------------
-// A kernel's parameters, for the Python side: kind and type of each, "array f4,scalar i4,"; V12 is a type of 12 bytes
+// A kernel's parameters, for the Python side: kind, type and size of each, "array f4,scalar i4,"; V12 is a type of 12 bytes
 
 namespace minires {
-template <class T> std::string type_name() {
-    using U = std::remove_cv_t<T>;
-    if constexpr (std::is_void_v<U>) return "";
-    else if constexpr (std::is_same_v<U, bool>) return "?";
-    else if constexpr (std::is_floating_point_v<U> && sizeof(U) <= 8) return "f" + std::to_string(sizeof(U));
-    else if constexpr (std::is_integral_v<U>) return (std::is_signed_v<U> ? "i" : "u") + std::to_string(sizeof(U));
-    else if constexpr (std::is_pointer_v<U>) return "u8";
-    else if constexpr (std::is_enum_v<U>) return type_name<std::underlying_type_t<U>>();
-    else return "V" + std::to_string(sizeof(U));
+template <class T> constexpr char letter() {
+    if constexpr (std::is_enum_v<T>) return letter<std::underlying_type_t<T>>();
+    else if constexpr (std::is_same_v<T, bool>) return 'b';
+    else if constexpr (std::is_floating_point_v<T> && !std::is_same_v<T, long double>) return 'f';
+    else if constexpr (std::is_integral_v<T>) return std::is_signed_v<T> ? 'i' : 'u';
+    else return std::is_pointer_v<T> ? 'u' : 'V';
+}
+template <class T> static inline void append(char* text, const char* kind) {
+    char* const end = text + strlen(text);
+    if constexpr (std::is_void_v<T>) sprintf(end, "%s ,", kind);
+    else sprintf(end, "%s %c%zu,", kind, letter<std::remove_cv_t<T>>(), sizeof(T));
 }
 template <class T, class = void> struct Parameter {
-    static std::string text() {
-        if constexpr (std::is_reference_v<T>) return "array " + type_name<std::remove_reference_t<T>>();
-        else if constexpr (std::is_pointer_v<T>) return "array " + type_name<std::remove_pointer_t<T>>();
-        else return "scalar " + type_name<T>();
+    static void append_to(char* text) {
+        if constexpr (std::is_reference_v<T>) append<std::remove_reference_t<T>>(text, "array");
+        else if constexpr (std::is_pointer_v<T>) append<std::remove_pointer_t<T>>(text, "array");
+        else append<T>(text, "scalar");
     }
 };
 template <class T> struct Parameter<T, std::void_t<typename T::pointers_to>> {  // Pointers<T> of kernels/common.cuh
-    static std::string text() { return "arrays " + type_name<typename T::pointers_to>(); }
+    static void append_to(char* text) { append<typename T::pointers_to>(text, "arrays"); }
 };
 template <class... A> const char* parameters_of(void (*)(A...)) {
-    return strdup((std::string() + ... + (Parameter<A>::text() + ",")).c_str());
+    static char text[32 * sizeof...(A) + 1];
+    *text = 0;
+    (Parameter<A>::append_to(text), ...);
+    return text;
 }
 }  // namespace minires
 

@@ -3,6 +3,7 @@
 #include <dlfcn.h>
 #include <pthread.h>
 #include <stdint.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <sys/mman.h>
 
@@ -40,24 +41,56 @@ EXPORT char* minires_take_stack() {
 EXPORT void minires_give_stack(char* base) { free_stacks.push_back(base); }
 
 // ---------------------------------------------------------------------------------------------------------------
+// A launch, of a kernel that threads.h has made
+
+struct Launch;
+using Work = void(Launch*, const unsigned* grid_and_block, void** args);
+struct Launch {
+    Work* kernel;
+    const unsigned* grid_and_block;
+    void** args;
+    const uint64_t blocks, shares;
+    char* const message;  // what stopped the first block that was stopped; empty if its threads wait for one another for ever
+    std::atomic<uint64_t> next{0}, first_stop{blocks};  // that block: `blocks` while there is none
+    std::mutex stopping{};
+
+    void work() { kernel(this, grid_and_block, args); }
+
+    // A share of the blocks that are left: ever smaller ones, so that the threads end at about the same time.
+    bool take(uint64_t& begin, uint64_t& end) {
+        begin = next;
+        do {
+            if (begin >= first_stop) return false;
+            end = begin + (blocks - begin) / shares + 1;
+        } while (!next.compare_exchange_weak(begin, end));
+        return true;
+    }
+    void stopped(uint64_t block, const char* why) {
+        const std::lock_guard<std::mutex> lock(stopping);
+        if (block >= first_stop) return;
+        first_stop = block;
+        snprintf(message, 512, "%s", why);
+    }
+};
+
+// ---------------------------------------------------------------------------------------------------------------
 // OS threads, which all do the same work until none is left. Launches follow one another closely, and to wake a thread that
 // sleeps takes longer than many a launch: so they look out for the next one for a while before they sleep.
 
 class Pool {
    public:
-    void run(void (*work)(void*), void* launch, unsigned threads) {
+    void run(Launch& launch, unsigned threads) {
         std::lock_guard<std::mutex> one_launch(launch_mutex_);
         while (size_ + 1 < threads) std::thread(&Pool::serve, this, size_++, round_.load()).detach();
         {
             std::lock_guard<std::mutex> lock(mutex_);
-            work_ = work;
-            launch_ = launch;
+            launch_ = &launch;
             helpers_ = threads - 1;
             busy_ = size_;
             ++round_;
         }
         if (size_) wake_.notify_all();
-        work(launch);
+        launch.work();
         if (look_out([&] { return busy_ == 0; })) return;
         std::unique_lock<std::mutex> lock(mutex_);
         done_.wait(lock, [&] { return busy_ == 0; });
@@ -80,15 +113,14 @@ class Pool {
                 wake_.wait(lock, [&] { return round_ != seen; });
             }
             seen = round_;
-            if (index < helpers_) work_.load()(launch_);
+            if (index < helpers_) launch_.load()->work();
             std::lock_guard<std::mutex> lock(mutex_);
             if (--busy_ == 0) done_.notify_one();
         }
     }
     std::mutex launch_mutex_, mutex_;
     std::condition_variable wake_, done_;
-    std::atomic<void (*)(void*)> work_{nullptr};
-    std::atomic<void*> launch_{nullptr};
+    std::atomic<Launch*> launch_{nullptr};
     std::atomic<unsigned> helpers_{0}, busy_{0};
     std::atomic<uint64_t> round_{0};
     unsigned size_ = 0;
@@ -101,6 +133,13 @@ __attribute__((constructor)) static void prepare_pool() {
     pthread_atfork(nullptr, nullptr, new_pool);  // a forked child has none of its parent's threads
 }
 
-EXPORT void minires_run_on_threads(void (*work)(void*), void* launch, unsigned threads) {
-    pool->run(work, launch, threads);
+// The index of the first block that was stopped, or -1; `message` then says by what.
+EXPORT int64_t minires_run(Work* work, const unsigned* grid_and_block, void** args, unsigned threads, char* message) {
+    const unsigned* g = grid_and_block;
+    Launch launch{work, g, args, uint64_t(g[0]) * g[1] * g[2], threads * 8, message};
+    if (threads == 1 || launch.blocks == 1) launch.work();
+    else pool->run(launch, threads);
+    return launch.first_stop < launch.blocks ? int64_t(launch.first_stop) : -1;
 }
+EXPORT bool minires_take(Launch* launch, uint64_t* begin, uint64_t* end) { return launch->take(*begin, *end); }
+EXPORT void minires_stopped(Launch* launch, uint64_t block, const char* why) { launch->stopped(block, why); }

@@ -25,7 +25,10 @@ static __thread dim3 gridDim, blockDim;
 extern "C" {  // runtime.cpp
 char* minires_take_stack();
 void minires_give_stack(char* base);
-void minires_run_on_threads(void (*work)(void*), void* launch, unsigned threads);
+int64_t minires_run(void (*work)(void* launch, const unsigned* grid_and_block, void** args), const unsigned* grid_and_block,
+                    void** args, unsigned threads, char* message);
+bool minires_take(void* launch, uint64_t* begin, uint64_t* end);
+void minires_stopped(void* launch, uint64_t block, const char* message);
 }
 
 namespace minires {
@@ -52,16 +55,16 @@ struct Block {
     int votes[3];           // of __syncthreads_count; [generation % 3] is added to while the one before is still read
     void (*body)(void** args);
     void** args;
-    std::vector<void*> context;          // of each thread that waits
-    std::vector<unsigned> waiting_for;   // a barrier's generation
-    std::vector<unsigned> warp_ended;    // bit l of word w: lane l of warp w has ended, or does not exist
-    std::vector<unsigned> warp_waiting;  // bit l of word w: lane l of warp w waits at a warp primitive ...
-    std::vector<unsigned> warp_mask;     // ... for the lanes of warp_mask[thread]; for all that come where it is 0
-    std::vector<uint64_t> warp_offered;  // by each thread to the others of its mask ...
-    std::vector<uint64_t> warp_shown;    // ... which see it from when all of them have come until the next time
-    std::string message;                 // of a failed assertion
-    std::vector<Fiber*> fibers, parked;
-    Fiber* entering;
+    void* context[1024];          // of each thread that waits
+    unsigned waiting_for[1024];   // a barrier's generation
+    unsigned warp_ended[32];      // bit l of word w: lane l of warp w has ended, or does not exist
+    unsigned warp_waiting[32];    // bit l of word w: lane l of warp w waits at a warp primitive ...
+    unsigned warp_mask[1024];     // ... for the lanes of warp_mask[thread]; for all that come where it is 0
+    uint64_t warp_offered[1024];  // by each thread to the others of its mask ...
+    uint64_t warp_shown[1024];    // ... which see it from when all of them have come until the next time
+    char message[512];            // of a failed assertion
+    Fiber fibers[1024], *parked[1024], *entering;
+    unsigned fiber_count, parked_count;
 };
 static __thread Block* block;
 struct Stop {};
@@ -92,16 +95,12 @@ static inline unsigned next_thread(Block& b, unsigned t) {
 static void enter_fiber();
 
 static Fiber* take_fiber(Block& b) {
-    if (b.parked.empty()) {
-        Fiber* fiber = new Fiber{nullptr, minires_take_stack()};
-        // Stacks a power of two apart would share a few cache sets: stagger them.
-        fiber->context = first_context(fiber->stack + stack_bytes - (b.fibers.size() % 61) * 192 - 64, enter_fiber);
-        b.fibers.push_back(fiber);
-        b.parked.push_back(fiber);
-    }
-    Fiber* fiber = b.parked.back();
-    b.parked.pop_back();
-    return fiber;
+    if (b.parked_count) return b.parked[--b.parked_count];
+    char* const stack = minires_take_stack();
+    Fiber& fiber = b.fibers[b.fiber_count++];
+    // Stacks a power of two apart would share a few cache sets: stagger them.
+    fiber = {first_context(stack + stack_bytes - (b.fiber_count % 61) * 192 - 64, enter_fiber), stack};
+    return &fiber;
 }
 
 static inline void switch_to(Block& b, void** save, unsigned u) {
@@ -174,7 +173,7 @@ static void enter_fiber() {
             finish_thread(b, t);
         }
         unsigned u = next_thread(b, t);
-        b.parked.push_back(self);
+        b.parked[b.parked_count++] = self;
         minires_switch(&self->context, b.context[u]);
     }
 }
@@ -191,15 +190,11 @@ static void become_fibers(Block& b) {
     b.arrived = 0;
     b.generation = 1;
     b.votes[0] = b.votes[1] = b.votes[2] = 0;
-    b.context.resize(b.count);
-    b.waiting_for.assign(b.count, 0);
-    b.warp_ended.assign(warps, 0);
+    memset(b.waiting_for, 0, b.count * sizeof *b.waiting_for);
+    memset(b.warp_ended, 0, sizeof b.warp_ended);
+    memset(b.warp_waiting, 0, sizeof b.warp_waiting);
     if (b.count % 32) b.warp_ended[warps - 1] = ~0u << (b.count % 32);
     for (unsigned u = 0; u < t; ++u) b.warp_ended[u / 32] |= 1u << (u % 32);
-    b.warp_waiting.assign(warps, 0);
-    b.warp_mask.resize(warps * 32);
-    b.warp_offered.resize(warps * 32);
-    b.warp_shown.resize(warps * 32);
 }
 
 static inline void wait(Block& b, unsigned t) {
@@ -223,10 +218,8 @@ static void drain(Block& b) {
 [[noreturn]] static void stop(const char* file, int line, const char* what) {
     Block& b = *block;
     const uint3 t = threadIdx, i = blockIdx;
-    char text[512];
-    snprintf(text, sizeof text, "%s:%d, block (%u, %u, %u), thread (%u, %u, %u): %s", file, line, i.x, i.y, i.z, t.x, t.y,
+    snprintf(b.message, sizeof b.message, "%s:%d, block (%u, %u, %u), thread (%u, %u, %u): %s", file, line, i.x, i.y, i.z, t.x, t.y,
              t.z, what);
-    b.message = text;
     b.stopped = true;
     if (b.suspended && b.running != b.first) {
         void* abandoned;
@@ -237,12 +230,8 @@ static void drain(Block& b) {
 
 // The stacks go back to where other kernels take them from; no frame on them returns any more.
 static void release_fibers(Block& b) {
-    for (Fiber* fiber : b.fibers) {
-        minires_give_stack(fiber->stack);
-        delete fiber;
-    }
-    b.fibers.clear();
-    b.parked.clear();
+    for (unsigned i = 0; i < b.fiber_count; ++i) minires_give_stack(b.fibers[i].stack);
+    b.fiber_count = b.parked_count = 0;
 }
 
 }  // namespace minires
@@ -318,7 +307,11 @@ template <class T, class F> static inline T atomic_update(T* p, F f, void*) {
     while (!__atomic_compare_exchange(p, &old, &now, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED));
     return old;
 }
-static inline long long clock() { return std::chrono::steady_clock::now().time_since_epoch().count(); }
+static inline long long clock() {
+    timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return now.tv_sec * 1'000'000'000ll + now.tv_nsec;
+}
 }  // namespace minires
 
 #define __syncthreads_count(predicate) minires::vote(bool(predicate), __FILE__, __LINE__)
@@ -328,70 +321,11 @@ static inline long long clock() { return std::chrono::steady_clock::now().time_s
 
 namespace minires {
 
-struct Launch {
-    dim3 grid, threads;
-    void (*run_block)(void** args);
-    void (*body)(void** args);
-    void** args;
-    uint64_t blocks, shares;
-    std::atomic<uint64_t> next{0};
-    char* message;  // what stopped the first block that was stopped; empty if its threads wait for one another for ever
-    std::atomic<uint64_t> first_stop{0};  // that block: `blocks` while there is none
-    std::mutex stopping{};
-
-    // A share of the blocks that are left: ever smaller ones, so that the threads end at about the same time.
-    bool take(uint64_t& begin, uint64_t& end) {
-        begin = next;
-        do {
-            if (begin >= first_stop) return false;
-            end = begin + (blocks - begin) / shares + 1;
-        } while (!next.compare_exchange_weak(begin, end));
-        return true;
-    }
-
-    // What each OS thread that takes part does: run shares of blocks until none is left.
-    void work() {
-        if (!block) block = new Block{};
-        gridDim = grid;
-        blockDim = threads;
-        block->count = threads.x * threads.y * threads.z;
-        block->body = body;
-        block->args = args;
-        for (uint64_t begin, end; take(begin, end);) {
-            for (uint64_t i = begin; i < end; ++i) {
-                blockIdx = {unsigned(i % grid.x), unsigned(i / grid.x % grid.y), unsigned(i / grid.x / grid.y)};
-                try {
-                    run_block(args);
-                } catch (Stop) {
-                    std::lock_guard<std::mutex> lock(stopping);
-                    if (i < first_stop) {
-                        first_stop = i;
-                        snprintf(message, 512, "%s", block->message.c_str());
-                    }
-                    block->message.clear();
-                    return release_fibers(*block);
-                }
-            }
-        }
-        release_fibers(*block);
-    }
-    static void work_of(void* launch) { static_cast<Launch*>(launch)->work(); }
-};
-
 template <auto K> struct Kernel;
 template <class... A, void (*K)(A...)> struct Kernel<K> {
-    using Arguments = std::tuple<A...>;
-    template <size_t... I> static Arguments unpack(void** args, std::index_sequence<I...>) {
-        return Arguments(argument<A>(args[I])...);
-    }
+    static void body(void** args) { call(K, args); }
 
-    static void body(void** args) { std::apply(K, unpack(args, std::index_sequence_for<A...>{})); }
-
-    static void run_block(void** args) {
-        run(unpack(args, std::index_sequence_for<A...>{}), std::index_sequence_for<A...>{});
-    }
-
-    template <size_t... I> static inline void run(const Arguments& a, std::index_sequence<I...>) {
+    static void all_threads(A... a) {
         const dim3 threads = blockDim;
         Block& b = *block;
         b.suspended = false;
@@ -399,21 +333,33 @@ template <class... A, void (*K)(A...)> struct Kernel<K> {
             for (unsigned y = 0; y < threads.y; ++y)
                 for (unsigned x = 0; x < threads.x; ++x) {
                     threadIdx = {x, y, z};
-                    K(std::get<I>(a)...);
+                    K(a...);
                     if (b.suspended) return drain(b);
                 }
     }
 
-    // The index of the first block that was stopped, or -1; `message` then says by what.
-    static int64_t launch_(const unsigned* grid_and_block, void** args, unsigned threads, char* message) {
-        const unsigned* g = grid_and_block;
-        Launch launch{{g[0], g[1], g[2]}, {g[3], g[4], g[5]}, run_block, body, args};
-        launch.message = message;
-        launch.blocks = launch.first_stop = uint64_t(g[0]) * g[1] * g[2];
-        launch.shares = threads * 8;
-        if (threads == 1 || launch.blocks == 1) launch.work();
-        else minires_run_on_threads(Launch::work_of, &launch, threads);
-        return launch.first_stop < launch.blocks ? int64_t(launch.first_stop) : -1;
+    // What each OS thread that takes part does: run shares of the blocks until none is left.
+    static void work_(void* launch, const unsigned* g, void** args) {
+        if (!block) block = new Block{};
+        Block& b = *block;
+        gridDim = {g[0], g[1], g[2]};
+        blockDim = {g[3], g[4], g[5]};
+        b.count = g[3] * g[4] * g[5];
+        b.body = body;
+        b.args = args;
+        for (uint64_t begin, end; minires_take(launch, &begin, &end);) {
+            for (uint64_t i = begin; i < end; ++i) {
+                blockIdx = {unsigned(i % g[0]), unsigned(i / g[0] % g[1]), unsigned(i / g[0] / g[1])};
+                try {
+                    call(all_threads, args);
+                } catch (Stop) {
+                    minires_stopped(launch, i, b.message);
+                    *b.message = 0;
+                    return release_fibers(b);
+                }
+            }
+        }
+        release_fibers(b);
     }
 };
 
@@ -422,6 +368,6 @@ template <class... A, void (*K)(A...)> struct Kernel<K> {
 #define MINIRES_KERNEL(id, ...)  /* a kernel's own macros do not end in _ */                                    \
     extern "C" __attribute__((visibility("default"))) int64_t minires_launch_##id(                            \
         const unsigned* geometry_, void** args_, unsigned threads_, char* message_) {                          \
-        return minires::Kernel<__VA_ARGS__>::launch_(geometry_, args_, threads_, message_);                     \
+        return minires_run(minires::Kernel<__VA_ARGS__>::work_, geometry_, args_, threads_, message_);          \
     }                                                                                                          \
     MINIRES_PARAMETERS(id, __VA_ARGS__)

@@ -91,18 +91,17 @@ template <class T, class F> MINIRES_UNWATCHED static T atomic_update(T* p, F f, 
 static void minires_globals();  // makes the shared arrays outside of functions known: see cpu.py
 template <auto K> struct Kernel;
 template <class... A, void (*K)(A...)> struct Kernel<K> {
-    template <size_t... I> static inline void run(void** args, std::index_sequence<I...>) {
-        const std::tuple<A...> values(argument<A>(args[I])...);
+    static void thread(A... a) {
         minires_globals();
         minires_enter(minires_image_end());
-        std::apply(K, values);
+        K(a...);
     }
-    static void body_(void** args) { run(args, std::index_sequence_for<A...>{}); }
+    static void run_(void** args) { call(thread, args); }
 };
 }  // namespace minires
 
 #define MINIRES_KERNEL(id, ...)                                                                  \
     extern "C" __attribute__((visibility("default"))) void minires_launch_##id(void** args_) {   \
-        minires::Kernel<__VA_ARGS__>::body_(args_);                                              \
+        minires::Kernel<__VA_ARGS__>::run_(args_);                                               \
     }                                                                                            \
     MINIRES_PARAMETERS(id, __VA_ARGS__)
