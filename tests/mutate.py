@@ -34,8 +34,7 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "build" / "mutants.jsonl"
 EQUIVALENT = ROOT / "tests" / "equivalent_mutants.txt"
 QUICK = "float and sanitizer"  # these tests run first: they notice most mutants, and plain kernels take long to compile
-# The tests of a file; of the others those of their name.
-TESTS = {"common.cuh": ["batchnorm", "cross_entropy"], "add.cu": ["add", "batchnorm"]}
+TESTS = {"common.cuh": ["batchnorm", "cross_entropy"]}  # of the other files those of their name
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,9 @@
 import numpy as np
 import pytest
+from reference import assert_close
 
 import minires as mr
+from minires import device
 
 
 @pytest.mark.parametrize("shape", [(1,), (3, 7), (2, 5, 9, 11)], ids=str)
@@ -13,6 +15,14 @@ def test_add(rng, dtype, shape):
     c.backward(dc)
     np.testing.assert_array_equal(a.grad.numpy(), dc)
     np.testing.assert_array_equal(b.grad.numpy(), dc)
+
+
+@pytest.mark.parametrize(("n", "count"), [(1, 1), (3, 257), (40, 512)])
+def test_sum_over_batch(rng, dtype, n, count):
+    now, parts = device.current(), rng.standard_normal((n, count)).astype(dtype)
+    total = now.empty((count,), dtype)
+    device.launch("sum_over_batch", (-(-count // 256),), (256,), now.to_device(parts), total, n, count)
+    assert_close(now.to_host(total), parts.sum(0, np.float64), dtype)
 
 
 def test_shapes_must_be_equal():

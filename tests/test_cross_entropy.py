@@ -3,6 +3,7 @@ import pytest
 from reference import log_softmax, smoothed_targets
 
 import minires as mr
+from minires import device
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 2), (7, 10), (300, 10), (5, 1000)], ids=str)
@@ -49,6 +50,16 @@ def test_integer_types(integer, rng):
 def test_bad_labels(labels, error, words):
     with pytest.raises(error, match=words):
         mr.functional.cross_entropy(mr.Tensor(np.zeros((3, 3), np.float32)), labels)
+
+
+@pytest.mark.parametrize("first", [([3, 0], [0, 3, 3]), ([2, 0, 7, 8], [2, 7, 3]), ([0, -1], [1, -1, 3])], ids=str)
+def test_of_bad_labels_on_the_device_the_first_is_kept(first):
+    now = device.current()
+    bad = now.to_device(np.full(3, -1, np.int32))
+    for labels, expected in (([0, 2, 1], [-1, -1, -1]), first, ([0, 9], first[1])):
+        labels = now.to_device(np.array(labels, np.int32))
+        device.launch("find_bad_label", (1,), (1,), labels, bad, len(labels), 3)
+        assert now.to_host(bad).tolist() == expected
 
 
 def test_bad_smoothing():

@@ -269,14 +269,14 @@ def test_two_processes_compile_at_once(tmp_path):
     for process in processes:
         _, errors = process.communicate()
         assert process.returncode == 0, errors
-    assert [path.suffix for path in (tmp_path / "minires").iterdir()] == [".so", ".so"]  # and the runtime
+    assert len(list((tmp_path / "minires").iterdir())) == 2  # the kernel, the runtime, and nothing that was on the way
 
 
 @pytest.mark.parametrize("damage", ["cut off", "text", "another bit"])
 def test_a_damaged_cache_is_compiled_anew(tmp_path, damage):
     """What a full disk or a killed copy leaves would kill the process that loads it."""
     assert python(ONE_KERNEL, XDG_CACHE_HOME=str(tmp_path)).wait() == 0
-    whole = {library: library.read_bytes() for library in (tmp_path / "minires").glob("*.so")}
+    whole = {library: library.read_bytes() for library in (tmp_path / "minires").iterdir()}
     assert len(whole) == 2  # the kernel, and the runtime that kernels share
     for library, data in whole.items():
         middle = len(data) // 2
@@ -286,7 +286,7 @@ def test_a_damaged_cache_is_compiled_anew(tmp_path, damage):
     _, errors = process.communicate()
     assert process.returncode == 0, errors
     assert set(errors.splitlines()) == {f"{library} is damaged and is compiled anew" for library in whole}
-    assert {library: library.read_bytes() for library in (tmp_path / "minires").glob("*.so")} == whole
+    assert {library: library.read_bytes() for library in (tmp_path / "minires").iterdir()} == whole
 
 
 @pytest.mark.parametrize("change", ["\r\n", "\ufeff"], ids=["CR LF", "BOM"])

@@ -1,5 +1,6 @@
 """The late GPU itself: it is no more than CuPy, and it catches what a real one would punish now and then."""
 
+import functools
 import gc
 import json
 import os
@@ -90,31 +91,32 @@ def test_each_name_and_parameter_exists_in_cupy():
 # Training
 
 
-def train(device_name: str, seed: int = 0, recorded: bool = False, steps: int = 8) -> dict:
+def train(device_name: str, seed: int = 0, recorded: bool = False, depth: int = 8, steps: int = 8) -> dict:
     environment = os.environ | late_gpu_environment(seed) | {"MINIRES_DEVICE": device_name}
-    command = [sys.executable, str(TRAIN), str(steps), "graph" if recorded else "eager"]
+    command = [sys.executable, str(TRAIN), str(depth), str(steps), "graph" if recorded else "eager"]
     result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert result.returncode == 0, f"seed {seed}: {result.stderr}"
     return json.loads(result.stdout)
 
 
-@pytest.fixture(scope="module")
-def on_the_cpu() -> dict:
-    return train("cpu")
+@functools.cache
+def on_the_cpu(depth: int) -> dict:
+    return train("cpu", depth=depth)
 
 
 @pytest.mark.parametrize("recorded", [False, True], ids=["eager", "graph"])
 @pytest.mark.parametrize("seed", SEEDS)
-def test_training_has_the_bits_of_the_cpu(on_the_cpu, seed, recorded):
-    late = train("cuda", seed, recorded)
-    assert late["losses"] == on_the_cpu["losses"]
-    assert late["state"] == on_the_cpu["state"]
-    assert late["accuracy"] == on_the_cpu["accuracy"]
+def test_training_has_the_bits_of_the_cpu(seed, recorded):
+    depth = 20 if seed == 0 else 8  # the optimiser takes two launches for the parameters of the larger one
+    late, cpu = train("cuda", seed, recorded, depth), on_the_cpu(depth)
+    assert late["losses"] == cpu["losses"]
+    assert late["state"] == cpu["state"]
+    assert late["accuracy"] == cpu["accuracy"]
 
 
 @pytest.mark.parametrize("recorded", [False, True], ids=["eager", "graph"])
 def test_steps_allocate_nothing_and_nothing_grows(recorded):
-    report = train("cuda", 3, recorded, 50)
+    report = train("cuda", 3, recorded, steps=50)
     assert report["allocated_after"][3:] == [report["allocated_after"][3]] * 47
     assert report["dictionaries_after_50"] <= report["dictionaries_after_4"] + 1  # the report itself
     assert report["waits_in_a_step"] == 0

@@ -20,9 +20,11 @@ OPTIONS = ["--dataset", "synthetic", "--depth", "8", "--epochs", "3", "--batch-s
 OPTIONS += ["--train-size", "60", "--test-size", "20"]
 
 # Runs the script with its further arguments, and sends itself a signal in the middle of the n-th file that is made
-# safe, half of which is lost then, or some milliseconds later.
+# safe, half of which is lost then, or some milliseconds later; none where n is 0. Without pictures, which take longer to
+# draw than all else here.
 SIGNALLED = """
 import os, runpy, signal, sys, threading
+sys.modules["matplotlib"] = None
 signal.signal(signal.SIGINT, signal.default_int_handler)  # which a suite in the background would pass on as ignored
 number, n, milliseconds = int(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])
 fsync, calls = os.fsync, 0
@@ -44,13 +46,11 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 
 def command(*arguments) -> list[str]:
-    return [sys.executable, str(SCRIPT), "--device", mr.get_device(), *map(str, arguments)]
+    return [str(SCRIPT), "--device", mr.get_device(), *map(str, arguments)]
 
 
-def train(*arguments, send: tuple | None = None, threads: int = 2) -> subprocess.CompletedProcess:
-    words = command(*arguments)
-    if send:
-        words = [words[0], "-c", SIGNALLED, *map(str, send), *words[1:]]
+def train(*arguments, send: tuple = (0, 0, 0), threads: int = 2) -> subprocess.CompletedProcess:
+    words = [sys.executable, "-c", SIGNALLED, *map(str, send), *command(*arguments)]
     environment = os.environ | {"MINIRES_NUM_THREADS": str(threads)}
     return subprocess.run(words, env=environment, text=True, capture_output=True, check=False)
 

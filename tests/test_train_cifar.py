@@ -23,7 +23,7 @@ def train(folder, *options, **environment):
 
 
 def test_auto_falls_back_loudly_and_writes_everything(tmp_path):
-    sizes = ["--train-size", "300", "--test-size", "100", "--epochs", "2", "--batch-size", "50"]
+    sizes = ["--train-size", "60", "--test-size", "20", "--epochs", "2", "--batch-size", "20"]
     result = train(tmp_path, *sizes, "--profile")
     assert result.returncode == 0, result.stderr
     assert re.search(
@@ -46,10 +46,10 @@ def test_auto_falls_back_loudly_and_writes_everything(tmp_path):
     assert metadata == {"depth": "8", "shortcut": "A", "dataset": "synthetic", "epoch": "2"}
     net = mr.resnet.resnet(8)
     net.load_state_dict(state)
-    test = mr.cifar.Loader(mr.cifar.synthetic(300, 100).test, 50, train=False)
+    test = mr.cifar.Loader(mr.cifar.synthetic(60, 20).test, 20, train=False)
     with mr.no_grad():
         correct = sum(int(mr.functional.count_correct(net.eval()(x), labels)) for x, labels in test)
-    assert correct / 100 == records[-1]["test_accuracy"]
+    assert correct / 20 == records[-1]["test_accuracy"]
 
     again = train(tmp_path, *sizes, "--dataset", "synthetic", "--recipe", "paper", "--out", str(out))
     assert again.returncode == 1 and "holds a run already" in again.stderr
@@ -98,7 +98,7 @@ def test_a_folder_that_was_named_must_hold_the_data(tmp_path):
 
 
 def test_a_log_file_gets_lines_and_no_bar(tmp_path):
-    result = train(tmp_path, "--dataset", "synthetic", "--train-size", "100", "--test-size", "20", "--epochs", "2")
+    result = train(tmp_path, "--dataset", "synthetic", "--train-size", "40", "--test-size", "10", "--epochs", "2")
     assert result.returncode == 0
     assert "\r" not in result.stderr and "step/s" not in result.stderr, result.stderr
     assert [line.split()[1] for line in result.stdout.splitlines() if line.startswith("epoch")] == ["1/2", "2/2"]

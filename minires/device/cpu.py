@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import hashlib
 import math
 import os
 import platform
@@ -13,7 +12,6 @@ import shlex
 import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable
@@ -22,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock
 
+from .cache import cached
 from .source import (
     C_TYPE,
     HOST_HEADERS,
@@ -77,15 +75,6 @@ def _compiler() -> list[str]:
         "no C++ compiler was found, which the cpu device needs: install g++ (Debian, Ubuntu: apt install g++; Fedora: "
         "dnf install gcc-c++) or clang++ (macOS: xcode-select --install), or name one in CXX"
     )
-
-
-def _cache_dir() -> Path:
-    path = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "minires"
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DeviceError(f"cannot create {path} for compiled kernels ({error}): set XDG_CACHE_HOME") from None
-    return path
 
 
 def _processor() -> str:
@@ -176,7 +165,7 @@ def build(code: str, names: tuple[str, ...], scalar: np.dtype, instruments: Inst
         for step in compiling, [*_FLAGS, *_user_flags(), *_SHARED, kernels, "-o", str(linked)]:
             _run([*compiler, *step], "the kernels", unit)
 
-    return _once([unit, *runtime, *compiler, *flags, version, _processor()], make)
+    return cached([unit, *runtime, *compiler, *flags, version, _processor()], make)
 
 
 def _expression(name: str, texts: dict[str, KernelText]) -> str:
@@ -199,45 +188,7 @@ def _run(command: list[str], what: str, unit: str = "") -> None:
         raise DeviceError(reason or f"{command[0]} could not compile {what}:\n{result.stderr.strip()}")
 
 
-def _once(parts: list[str], make: Callable[[Path], None]) -> Path:
-    """The library that `parts` decide on, from the cache or written now by `make`, whole or not at all."""
-    cache, key = _cache_dir(), hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
-    if (library := _cached(cache, key)) is None:
-        lock = cache / f".{key}.lock"
-        with FileLock(lock):  # of several processes one compiles, the others wait for it
-            library = _cached(cache, key) or _make(cache, key, make)
-        lock.unlink(missing_ok=True)
-    return library
-
-
-def _make(cache: Path, key: str, make: Callable[[Path], None]) -> Path:
-    try:
-        folder = tempfile.TemporaryDirectory(dir=cache, prefix=".compile-")
-    except OSError as error:
-        raise DeviceError(f"cannot write to {cache} ({error}): set XDG_CACHE_HOME") from None
-    with folder as name:
-        linked = Path(name) / "linked.so"
-        make(linked)
-        library = cache / f"{key}-{_digest(linked)}.so"
-        os.replace(linked, library)
-    return library
-
-
 _UNROLL = re.compile(r"#pragma unroll\b[ \t]*\(?(\d+)?[^\n]*")
-
-
-def _cached(folder: Path, key: str) -> Path | None:
-    """The library of this key, whose name ends in a checksum: a damaged one would kill the process that loads it."""
-    for path in folder.glob(f"{key}-*.so"):
-        if _digest(path) == path.stem.split("-")[1]:
-            return path
-        print(f"{path} is damaged and is compiled anew", file=sys.stderr)
-        path.unlink(missing_ok=True)
-    return None
-
-
-def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
 
 def prepare(code: str, wanted: set[str]) -> str:
@@ -302,7 +253,7 @@ def _runtime(sources: tuple[Path, ...]) -> Path:
     def make(linked: Path) -> None:
         _run([*compiler, *options, *map(str, sources), "-o", str(linked)], sources[0].name)
 
-    return _once([*compiler, *_unsanitized_flags(), *texts], make)
+    return cached([*compiler, *_unsanitized_flags(), *texts], make)
 
 
 _NOT_HERE = {  # what it is called: how it looks, and a word of the compiler's message about it

@@ -7,11 +7,14 @@ per Compute Capability"; the rules of rounding: CUDA's cuda_occupancy.h.
 from __future__ import annotations
 
 import functools
+import json
 import re
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
+from ..device.cache import cached
 from ..device.cuda import nvrtc_options, prepare
 from ..device.source import DeviceError
 
@@ -69,23 +72,30 @@ _ENTRY = re.compile(
 @functools.lru_cache(maxsize=1024)
 def resources(code: str, names: tuple[str, ...], architecture: int, scalar: np.dtype) -> dict[str, Resources]:
     """What ptxas reports of each kernel, by name expression. Raises DeviceError where the code does not compile."""
+    import cupy
     from cupy.cuda import nvrtc
 
-    program = nvrtc.createProgram(prepare(code), "kernels.cu", (), ())
-    for name in names:
-        nvrtc.addNameExpression(program, name)
+    code = prepare(code)
     options = (*nvrtc_options(scalar), f"--gpu-architecture=sm_{architecture}", "--ptxas-options=-v")
-    try:
-        nvrtc.compileProgram(program, options)
-    except nvrtc.NVRTCError:
-        raise DeviceError(f"NVRTC could not compile the kernels:\n{nvrtc.getProgramLog(program)}") from None
-    entries = {e[0]: e[1:] for e in _ENTRY.findall(nvrtc.getProgramLog(program))}
-    found = {}
-    for name in names:
-        stores, loads, registers, shared = entries[nvrtc.getLoweredName(program, name)]
-        found[name] = Resources(int(registers), int(stores) + int(loads), int(shared or 0))
-    nvrtc.destroyProgram(program)
-    return found
+
+    def compile_to(path: Path) -> None:
+        program = nvrtc.createProgram(code, "kernels.cu", (), ())
+        for name in names:
+            nvrtc.addNameExpression(program, name)
+        try:
+            nvrtc.compileProgram(program, options)
+        except nvrtc.NVRTCError:
+            raise DeviceError(f"NVRTC could not compile the kernels:\n{nvrtc.getProgramLog(program)}") from None
+        entries = {e[0]: e[1:] for e in _ENTRY.findall(nvrtc.getProgramLog(program))}
+        found = {}
+        for name in names:
+            stores, loads, registers, shared = entries[nvrtc.getLoweredName(program, name)]
+            found[name] = int(registers), int(stores) + int(loads), int(shared or 0)
+        nvrtc.destroyProgram(program)
+        path.write_text(json.dumps(found))
+
+    report = cached([code, *names, *options, str(nvrtc.getVersion()), cupy.__version__], compile_to)
+    return {name: Resources(*used) for name, used in json.loads(report.read_text()).items()}
 
 
 def warps_by_resources(gpu: Gpu, used: Resources, threads: int, dynamic_shared: int = 0) -> int:

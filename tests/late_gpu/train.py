@@ -1,4 +1,4 @@
-"""Trains ResNet-20 for some steps and prints what came of it; tests run it on the late GPU and on the CPU."""
+"""Trains a ResNet for some steps and prints what came of it; tests run it on the late GPU and on the CPU."""
 
 import gc
 import hashlib
@@ -14,14 +14,14 @@ from minires import device
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from steps import training_step  # noqa: E402
 
-steps, recorded = int(sys.argv[1]), sys.argv[2] == "graph"
+depth, steps, recorded = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3] == "graph"
 now = device.current()
 now.tiling = "cuda"
 late = now.name == "cuda"
 if late:
     from cupy import _memory, _queues
 mr.manual_seed(0)
-net = mr.resnet.resnet20()
+net = mr.resnet.resnet(depth)
 optimizer = mr.optim.SGD(net.parameters(), 0.1, momentum=0.9, weight_decay=5e-4, nesterov=True)
 
 
