@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 
 from .. import device
-from ..device.cpu import CpuDevice, Library, compile_library, pack_arguments
+from ..device.cpu import CpuDevice, Library, compile_library
 from ..device.source import DeviceError, Signature
-from .engine import INSTRUMENTS, Report, arena, describe, named_arrays, regions_of, replace_arrays, source_lines
+from .engine import INSTRUMENTS, WatchedLaunch, source_lines
 
 _KINDS = "load", "store", "atomic"
 _COUNTS = "requests", "lanes", "sectors", "sectors_least", "wavefronts", "wavefronts_least"  # as counters.cpp has them
@@ -105,8 +105,8 @@ class Launch:
     shared_mem: int
     array_bytes: int  # of the arrays that it was given, each counted once
     arguments: dict[str, float | tuple[int, ...]]  # scalars, and arrays' shapes
-    code: str = ""
-    scalar: str = ""
+    code: str
+    scalar: str  # what scalar_t was
 
     @property
     def blocks(self) -> int:
@@ -153,63 +153,35 @@ class Counters:
         plain = now.runs(compile_library(code, names, scalar), code)
         watched = compile_library(code, names, scalar, INSTRUMENTS)
 
-        def launcher(signature: Signature, run: Callable, symbol: str) -> tuple[Signature, Callable]:
+        def launcher(name: str, signature: Signature, run: Callable) -> tuple[Signature, Callable]:
             def launch(grid: tuple, block: tuple, args: list, shared: int) -> None:
-                memory = arena([array for _, array in named_arrays(signature, args)])
+                copies = WatchedLaunch(watched, name, grid, block, args, shared)  # before it changes them
                 run(grid, block, args, shared)
-                counted = now.watcher._count(watched, signature, symbol, grid, block, args, shared, memory)
-                counted.code, counted.scalar = code, scalar.name
+                accesses, blocks = now.watcher._count(watched, copies, math.prod(grid))
+                array_bytes = sum({a.ctypes.data: a.nbytes for a in copies.arrays}.values())
+                arguments = {
+                    p.name: a.shape if isinstance(a, np.ndarray) else a.item()
+                    for p, a in zip(signature.parameters, args, strict=True)
+                    if isinstance(a, (np.ndarray, np.number, np.bool_))
+                }
+                counted = Launch(name, grid, block, blocks, accesses, shared, array_bytes, arguments, code, scalar.name)
                 now.watcher.launches.append(counted)
 
             return signature, launch
 
-        return {name: launcher(s, run, watched.kernels[name][1]) for name, (s, run) in plain.items()}
+        return {name: launcher(name, *found) for name, found in plain.items()}
 
-    def _count(
-        self,
-        library: Library,
-        signature: Signature,
-        symbol: str,
-        grid: tuple,
-        block: tuple,
-        args: list,
-        shared: int,
-        memory: tuple[np.ndarray, list[np.ndarray]],
-    ) -> Launch:
-        named, copies = named_arrays(signature, args), memory[1]
-        _, pointers = values = pack_arguments(replace_arrays(args, iter(copies)))
-        regions = regions_of(copies, [None] * len(copies))
-        total = math.prod(grid)
+    def _count(self, library: Library, launch: WatchedLaunch, total: int) -> tuple[list[Access], int]:
+        """The accesses of some of the launch's blocks, and how many blocks these are."""
         wanted = total if self._blocks is None else min(self._blocks, total)
         chosen = np.unique(np.linspace(0, total - 1, wanted).astype(np.uint32))
-        rows, report = (_Row * 4096)(), Report()
-        found = library.runtime.minires_count
-        found.restype = ctypes.c_int64
-        n = found(
-            ctypes.cast(library.loaded[symbol], ctypes.c_void_p),
-            (ctypes.c_uint * 6)(*grid, *block),
-            ctypes.c_uint64(shared),
-            pointers,
-            regions,
-            ctypes.c_uint64(len(copies)),
-            chosen.ctypes.data_as(ctypes.c_void_p),
-            ctypes.c_uint64(len(chosen)),
-            rows,
-            ctypes.c_uint64(len(rows)),
-            ctypes.byref(report),
-        )
-        del values
+        rows, count = (_Row * 4096)(), library.runtime.minires_count
+        count.restype = ctypes.c_int64
+        blocks = chosen.ctypes.data_as(ctypes.c_void_p), ctypes.c_uint64(len(chosen))
+        n, report = launch.run(count, *blocks, rows, ctypes.c_uint64(len(rows)))
         if n < 0:
-            raise DeviceError(describe(report, library.path, signature.name, [name for name, _ in named]))
-        accesses = self._accesses(library.path, rows[: min(n, len(rows))])
-        different = {a.ctypes.data: a.nbytes for _, a in named}
-        known = zip(signature.parameters, args, strict=True)
-        arguments = {
-            p.name: a.shape if isinstance(a, np.ndarray) else a.item()
-            for p, a in known
-            if isinstance(a, (np.ndarray, np.number, np.bool_))
-        }
-        return Launch(signature.name, grid, block, len(chosen), accesses, shared, sum(different.values()), arguments)
+            raise DeviceError(launch.describe(report))
+        return self._accesses(library.path, rows[: min(n, len(rows))]), len(chosen)
 
     def _accesses(self, path: Path, rows: list[_Row]) -> list[Access]:
         unknown = sorted({row.pc for row in rows if (path, row.pc) not in self._lines})

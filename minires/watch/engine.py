@@ -6,12 +6,13 @@ import ctypes
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from ..device.cpu import Instruments
+from ..device.cpu import Instruments, Library, pack_arguments
 from ..device.source import DeviceError, Signature, blank, closing, place_of, split
 
 _HERE = Path(__file__).parent
@@ -115,10 +116,15 @@ INSTRUMENTS = Instruments(
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Arguments
+# Launches
 
 
-def named_arrays(signature: Signature, args: list) -> list[tuple[str, np.ndarray]]:
+def cell_of(dtype: np.dtype) -> int:
+    """Of how many bytes it is known apart who touched them."""
+    return dtype.itemsize if dtype.kind != "V" else 4 if dtype.itemsize % 4 == 0 else 1
+
+
+def _named_arrays(signature: Signature, args: list) -> list[tuple[str, np.ndarray]]:
     """The arrays among the arguments, with names for messages."""
     named = []
     for p, argument in zip(signature.parameters, args, strict=True):
@@ -129,15 +135,7 @@ def named_arrays(signature: Signature, args: list) -> list[tuple[str, np.ndarray
     return named
 
 
-def replace_arrays(args: list, copies: Iterator[np.ndarray]) -> list:
-    """The arguments with copies for arrays."""
-    return [
-        [next(copies) for _ in a] if isinstance(a, list) else next(copies) if isinstance(a, np.ndarray) else a
-        for a in args
-    ]
-
-
-def arena(arrays: list[np.ndarray]) -> tuple[np.ndarray, list[np.ndarray]]:
+def _arena(arrays: list[np.ndarray]) -> tuple[np.ndarray, list[np.ndarray]]:
     """Memory with a copy of every array between red zones. An array given twice has one copy."""
     places: dict[tuple[int, int], int] = {}
     end = _RED_ZONE
@@ -156,18 +154,59 @@ def arena(arrays: list[np.ndarray]) -> tuple[np.ndarray, list[np.ndarray]]:
     return memory, copies
 
 
-def cell_of(dtype: np.dtype) -> int:
-    """Of how many bytes it is known apart who touched them."""
-    return dtype.itemsize if dtype.kind != "V" else 4 if dtype.itemsize % 4 == 0 else 1
+class WatchedLaunch:
+    """A launch on copies of its arrays: `arrays`, with `names`, their `copies` in `memory`, and of each the `cells`.
+
+    `known(array)` gives those: which cells of an array hold something, None where all do.
+    """
+
+    def __init__(
+        self,
+        library: Library,
+        name: str,
+        grid: tuple,
+        block: tuple,
+        args: list,
+        shared: int,
+        known: Callable[[np.ndarray], Any] = lambda array: None,
+    ) -> None:
+        (signature, symbol), self._path = library.kernels[name], library.path
+        named = _named_arrays(signature, args)
+        self.kernel, self.names, self.arrays = signature.name, [n for n, _ in named], [a for _, a in named]
+        self.memory, self.copies = _arena(self.arrays)
+        self.cells = [known(array) for array in self.arrays]
+        copies, regions = iter(self.copies), (Region * max(len(named), 1))()
+        for i, (copy, cells) in enumerate(zip(self.copies, self.cells, strict=True)):
+            at = None if cells is None else cells.ctypes.data
+            regions[i] = Region(copy.ctypes.data, copy.nbytes, copy.itemsize, cell_of(copy.dtype), at)
+        copied = [
+            [next(copies) for _ in a] if isinstance(a, list) else next(copies) if isinstance(a, np.ndarray) else a
+            for a in args
+        ]
+        self._values, pointers = pack_arguments(copied)
+        kernel, geometry = ctypes.cast(library.loaded[symbol], ctypes.c_void_p), (ctypes.c_uint * 6)(*grid, *block)
+        self._arguments = kernel, geometry, ctypes.c_uint64(shared), pointers, regions, ctypes.c_uint64(len(named))
+
+    def run(self, function: Callable, *more: Any) -> tuple[int, Report]:
+        """What minires_check or minires_count gives, and where it stopped."""
+        report = Report()
+        return function(*self._arguments, *more, ctypes.byref(report)), report
+
+    def describe(self, report: Report) -> str:
+        """A report in words."""
+        where = f", {_source_line(self._path, report.pc)}" if report.pc else ""
+        thread = f"block {tuple(report.block)}, thread {tuple(report.thread)}"
+        text = report.text.decode()
+        if report.elements:
+            name = f"shared array {report.name.decode()}" if report.region < 0 else self.names[report.region]
+            text += f": {name}[{report.index}], of {report.elements} elements"
+            if report.other_pc:
+                text += f" (the other access: {_source_line(self._path, report.other_pc)})"
+        return f"kernel {self.kernel}{where}, {thread}: {text}"
 
 
-def regions_of(copies: list[np.ndarray], initialized: list[np.ndarray | None]) -> ctypes.Array:
-    """The arguments for the engine; `initialized` tells of each array which of its cells hold something, None: all."""
-    regions = (Region * max(len(copies), 1))()
-    for i, (c, cells) in enumerate(zip(copies, initialized, strict=True)):
-        known = None if cells is None else cells.ctypes.data
-        regions[i] = Region(c.ctypes.data, c.nbytes, c.itemsize, cell_of(c.dtype), known)
-    return regions
+# ---------------------------------------------------------------------------------------------------------------------
+# Source lines
 
 
 def source_lines(path: Path, addresses: list[int]) -> list[tuple[str, int]]:
@@ -191,19 +230,6 @@ def source_lines(path: Path, addresses: list[int]) -> list[tuple[str, int]]:
 def _short(name: str) -> str:
     file = Path(name.strip())
     return f"{file.parent.name}/{file.name}" if file.is_absolute() and file.parent.name == "kernels" else file.name
-
-
-def describe(report: Report, path: Path, kernel: str, names: list[str]) -> str:
-    """A report in words."""
-    where = f", {_source_line(path, report.pc)}" if report.pc else ""
-    thread = f"block {tuple(report.block)}, thread {tuple(report.thread)}"
-    text = report.text.decode()
-    if report.elements:
-        name = f"shared array {report.name.decode()}" if report.region < 0 else names[report.region]
-        text += f": {name}[{report.index}], of {report.elements} elements"
-        if report.other_pc:
-            text += f" (the other access: {_source_line(path, report.other_pc)})"
-    return f"kernel {kernel}{where}, {thread}: {text}"
 
 
 def _source_line(path: Path, pc: int) -> str:

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from ..device.cpu import CpuDevice, Library, compile_library, pack_arguments
-from ..device.source import DeviceError, Signature
-from .engine import INSTRUMENTS, Report, arena, cell_of, describe, named_arrays, regions_of, replace_arrays
+from ..device.cpu import CpuDevice, Library, compile_library
+from ..device.source import DeviceError
+from .engine import INSTRUMENTS, WatchedLaunch, cell_of
 
 CHECKS = {"race": 1, "mem": 2, "init": 4, "sync": 8}
 _ORDERS = ("forward", "reverse", "random")
@@ -89,77 +89,57 @@ class Sanitizer:
         """Signature and launch of each name expression; the launches are those of the sanitizer of the moment."""
         library = compile_library(code, names, scalar, INSTRUMENTS)
         return {
-            name: (signature, lambda *launch, s=signature, k=symbol: device.watcher.launch(library, s, k, *launch))
-            for name, (signature, symbol) in library.kernels.items()
+            name: (signature, lambda *launch, name=name: device.watcher.launch(library, name, *launch))
+            for name, (signature, _) in library.kernels.items()
         }
 
-    def launch(
-        self, library: Library, signature: Signature, symbol: str, grid: tuple, block: tuple, args: list, shared: int
-    ) -> None:
-        named = named_arrays(signature, args)
-        names, arrays = [name for name, _ in named], [array for _, array in named]
-        memory, copies = arena(arrays)
-        _, pointers = values = pack_arguments(replace_arrays(args, iter(copies)))
-        written = [self.tracker.find(a) if self.checks & CHECKS["init"] else None for a in arrays]
-        cells: list[Any] = [
-            None if w is None else w.reshape(-1, cell_of(a.dtype)).all(1) for w, a in zip(written, arrays, strict=True)
-        ]
-        before: list[Any] = [None if e is None else e.copy() for e in cells]
-        originals, results = memory.copy(), []
-        kernel = ctypes.cast(library.loaded[symbol], ctypes.c_void_p)
-        regions = regions_of(copies, cells)
-        orders = _ORDERS if self.checks & CHECKS["race"] else _ORDERS[:1]
-        for number in range(len(orders)):
-            np.copyto(memory, originals)
-            for e, b in zip(cells, before, strict=True):
-                if e is not None:
-                    np.copyto(e, b)
-            report = Report()
-            found = library.runtime.minires_check(
-                kernel,
-                (ctypes.c_uint * 6)(*grid, *block),
-                ctypes.c_uint64(shared),
-                pointers,
-                regions,
-                ctypes.c_uint64(len(arrays)),
-                self.checks,
-                number,
-                ctypes.c_uint64(int(self._random.integers(2**63))),
-                ctypes.byref(report),
-            )
-            if found and report.kind == b"assert":
-                raise DeviceError(describe(report, library.path, signature.name, names))
-            if found:
-                raise SanitizerError(report.kind.decode(), describe(report, library.path, signature.name, names))
-            results.append([c.tobytes() for c in copies])
-        del values
-        self._compare(signature.name, names, arrays, results)
-        self._keep(signature.name, names, arrays, copies, written, before, cells)
+    def launch(self, library: Library, name: str, grid: tuple, block: tuple, args: list, shared: int) -> None:
+        def known(array: np.ndarray) -> Any:
+            written = self.tracker.find(array) if self.checks & CHECKS["init"] else None
+            return None if written is None else written.reshape(-1, cell_of(array.dtype)).all(1)
 
-    def _compare(self, kernel: str, names: list[str], arrays: list[np.ndarray], results: list[list[bytes]]) -> None:
+        watched = WatchedLaunch(library, name, grid, block, args, shared, known)
+        before: list[Any] = [None if cells is None else cells.copy() for cells in watched.cells]
+        originals, results = watched.memory.copy(), []
+        for order in range(len(_ORDERS) if self.checks & CHECKS["race"] else 1):
+            np.copyto(watched.memory, originals)
+            for cells, old in zip(watched.cells, before, strict=True):
+                if cells is not None:
+                    np.copyto(cells, old)
+            seed = ctypes.c_uint64(int(self._random.integers(2**63)))
+            found, report = watched.run(library.runtime.minires_check, self.checks, order, seed)
+            if found and report.kind == b"assert":
+                raise DeviceError(watched.describe(report))
+            if found:
+                raise SanitizerError(report.kind.decode(), watched.describe(report))
+            results.append([copy.tobytes() for copy in watched.copies])
+        self._compare(watched, results)
+        self._keep(watched, before)
+
+    def _compare(self, watched: WatchedLaunch, results: list[list[bytes]]) -> None:
         for order, result in zip(_ORDERS[1:], results[1:], strict=False):
-            for name, array, first, other in zip(names, arrays, results[0], result, strict=True):
+            for name, array, first, other in zip(watched.names, watched.arrays, results[0], result, strict=True):
                 if first != other:
                     a, b = (np.frombuffer(r, array.dtype) for r in (first, other))
                     index = int(np.argmax((a.view(np.uint8) != b.view(np.uint8)).reshape(-1, array.itemsize).any(1)))
                     raise SanitizerError(
                         "race",
-                        f"kernel {kernel} gives {name}[{index}] = {a[index]} with its threads in forward order, "
+                        f"kernel {watched.kernel} gives {name}[{index}] = {a[index]} with its threads in forward order, "
                         f"{b[index]} in {order} order",
                     )
 
-    def _keep(
-        self, kernel: str, names: list, arrays: list, copies: list, written: list, before: list, cells: list
-    ) -> None:
+    def _keep(self, watched: WatchedLaunch, before: list) -> None:
         """Take the results over; an output that was fresh and is now partly written lacks something."""
-        for name, array, copy, known, old, new in zip(names, arrays, copies, written, before, cells, strict=True):
+        rows = zip(watched.names, watched.arrays, watched.copies, before, watched.cells, strict=True)
+        for name, array, copy, old, new in rows:
             np.copyto(array, copy)
-            if known is None:
+            if new is None:
                 continue
+            known: Any = self.tracker.find(array)
             known.reshape(-1, cell_of(array.dtype))[...] = new[:, None]
             if not old.any() and new.any() and not new.all():
                 raise SanitizerError(
                     "init",
-                    f"kernel {kernel} left {name}[{int(np.argmin(new))}] of {new.size} elements unwritten "
+                    f"kernel {watched.kernel} left {name}[{int(np.argmin(new))}] of {new.size} elements unwritten "
                     f"({new.size - int(new.sum())} in all)",
                 )
