@@ -257,6 +257,7 @@ def python(code, **environment) -> subprocess.Popen:
     )
 
 
+@pytest.mark.no_late
 def test_results_do_not_depend_on_the_number_of_threads():
     processes = [python(TRAIN_A_LITTLE, MINIRES_NUM_THREADS=str(n)) for n in (1, 2, 3, 3)]
     outputs = [p.communicate() for p in processes]
@@ -264,6 +265,7 @@ def test_results_do_not_depend_on_the_number_of_threads():
     assert len({out for out, _ in outputs}) == 1
 
 
+@pytest.mark.no_late
 def test_two_processes_compile_at_once(tmp_path):
     processes = [python(ONE_KERNEL, XDG_CACHE_HOME=str(tmp_path)) for _ in range(3)]
     for process in processes:
@@ -272,6 +274,7 @@ def test_two_processes_compile_at_once(tmp_path):
     assert len(list((tmp_path / "minires").iterdir())) == 2  # the kernel, the runtime, and nothing that was on the way
 
 
+@pytest.mark.no_late
 @pytest.mark.parametrize("damage", ["cut off", "text", "another bit"])
 def test_a_damaged_cache_is_compiled_anew(tmp_path, damage):
     """What a full disk or a killed copy leaves would kill the process that loads it."""

@@ -108,6 +108,7 @@ def test_the_middle_square_is_taken_upright(tmp_path):
     assert (read_picture(str(tmp_path / "turned.png")) == pixels).all()
 
 
+@pytest.mark.no_late
 def test_broken_pictures_end_in_one_sentence(tmp_path, weights, monkeypatch):
     Image.fromarray(RED).save(tmp_path / "whole.png")
     data = (tmp_path / "whole.png").read_bytes()
@@ -170,6 +171,7 @@ def test_the_table():
     ]
 
 
+@pytest.mark.no_late
 def test_mistakes_end_in_one_sentence(tmp_path, weights):
     other = str(tmp_path / "other.safetensors")
     mr.checkpoint.save(other, {"x": np.zeros(3, np.float32)})
@@ -217,6 +219,7 @@ def test_the_shipped_network_is_what_its_metrics_say():
     assert evaluate.WEIGHTS.stat().st_size < 1.2e6
 
 
+@pytest.mark.no_late
 def test_the_shipped_network_on_real_images(cifar_dir):
     state, _ = mr.checkpoint.load(evaluate.WEIGHTS)
     test = mr.cifar.load(cifar_dir).test.first(1000)

@@ -58,6 +58,7 @@ def test_logits_loss_and_every_gradient(rng, dtype, depth, shortcut, smoothing):
     assert relative_error(ours(mr.Tensor(images)).numpy(), theirs(torch.from_numpy(images))) < limit
 
 
+@pytest.mark.no_late  # whose training has the bits of the CPU: see test_late_gpu.py
 @pytest.mark.parametrize(
     "options",
     [

@@ -16,8 +16,8 @@ import pytest
 import minires as mr
 
 SCRIPT = Path(__file__).resolve().parent.parent / "examples" / "train_cifar.py"
-OPTIONS = ["--dataset", "synthetic", "--depth", "8", "--epochs", "3", "--batch-size", "8", "--checkpoint-minutes", "0"]
-OPTIONS += ["--train-size", "60", "--test-size", "20"]
+OPTIONS = ["--dataset", "synthetic", "--depth", "8", "--epochs", "3", "--batch-size", "4", "--checkpoint-minutes", "0"]
+OPTIONS += ["--train-size", "30", "--test-size", "10"]
 
 # Runs the script with its further arguments, and sends itself a signal in the middle of the n-th file that is made
 # safe, half of which is lost then, or some milliseconds later; none where n is 0. Without pictures, which take longer to
@@ -130,7 +130,7 @@ def test_options_of_a_resumed_run(finished):
     assert "changed  --lr: None before, 0.01 from here on" in result.stdout
     assert [r["epoch"] for r in results(finished)[1]] == [1, 2]
     for options, words in (
-        (["--batch-size", "4"], "--batch-size was 8 in this run and cannot become 4: begin a new run"),
+        (["--batch-size", "8"], "--batch-size was 4 in this run and cannot become 8: begin a new run"),
         (["--depth", "14"], "--depth was 8 in this run and cannot become 14"),
         (["--out", "elsewhere"], "--out and --resume exclude each other"),
     ):
@@ -142,6 +142,7 @@ def flip_a_bit(data: bytes) -> bytes:
     return data[:-1000] + bytes([data[-1000] ^ 4]) + data[-999:]
 
 
+@pytest.mark.no_late
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
@@ -160,6 +161,7 @@ def test_a_damaged_checkpoint_is_refused(finished, damage, words):
     assert result.stderr.startswith("error: ") and words in result.stderr and str(path) in result.stderr
 
 
+@pytest.mark.no_late
 def test_a_foreign_checkpoint_is_refused(finished, tmp_path):
     path = finished / "checkpoint.safetensors"
     path.write_bytes((finished / "best.safetensors").read_bytes())
@@ -172,7 +174,7 @@ def test_a_foreign_checkpoint_is_refused(finished, tmp_path):
 
 
 def test_divergence_names_the_last_good_checkpoint(tmp_path):
-    result = train(*OPTIONS[:-6], "--train-size", "60", "--test-size", "20", "--lr", "1e9", "--out", tmp_path / "run")
+    result = train(*OPTIONS[:-6], "--train-size", "30", "--test-size", "10", "--lr", "1e9", "--out", tmp_path / "run")
     assert result.returncode == 1
     assert "error: the training has diverged, " in result.stderr
     for words in ("epoch 1, step ", "learning rate ", "there is no checkpoint yet", "try a lower --lr"):

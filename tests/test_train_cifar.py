@@ -23,7 +23,7 @@ def train(folder, *options, **environment):
 
 
 def test_auto_falls_back_loudly_and_writes_everything(tmp_path):
-    sizes = ["--train-size", "60", "--test-size", "20", "--epochs", "2", "--batch-size", "20"]
+    sizes = ["--train-size", "60", "--test-size", "20", "--epochs", "2", "--batch-size", "10"]
     result = train(tmp_path, *sizes, "--profile")
     assert result.returncode == 0, result.stderr
     assert re.search(
@@ -55,6 +55,7 @@ def test_auto_falls_back_loudly_and_writes_everything(tmp_path):
     assert again.returncode == 1 and "holds a run already" in again.stderr
 
 
+@pytest.mark.no_late
 @pytest.mark.parametrize(
     ("options", "words"),
     [
