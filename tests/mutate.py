@@ -34,7 +34,12 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "build" / "mutants.jsonl"
 EQUIVALENT = ROOT / "tests" / "equivalent_mutants.txt"
 QUICK = "float and sanitizer"  # these tests run first: they notice most mutants, and plain kernels take long to compile
-TESTS = {"common.cuh": ["batchnorm", "cross_entropy"]}  # of the other files those of their name
+COUNTED = "test_inspect_kernel.py::test_a_training_step"  # sectors and wavefronts of the cuda device's tiles
+TESTS = {  # of the other files those of their name
+    "common.cuh": ["test_batchnorm.py", "test_cross_entropy.py"],
+    "batchnorm.cu": ["test_batchnorm.py", COUNTED],
+    "conv2d.cu": ["test_conv2d.py", "test_inference.py", COUNTED],
+}
 
 
 @dataclass(frozen=True)
@@ -95,7 +100,7 @@ def run_tests(tree: Path, file: str, limits: tuple[float, float]) -> tuple[bool,
     seconds = []
     for options, limit in zip((["-k", QUICK], []), limits, strict=True):
         began = time.monotonic()
-        paths = [f"tests/test_{t}.py" for t in TESTS.get(file, [Path(file).stem])]
+        paths = [f"tests/{name}" for name in TESTS.get(file, [f"test_{Path(file).stem}.py"])]
         status, output = limited.run([*command, *options, *paths], limit, environment, tree)
         seconds.append(time.monotonic() - began)
         if status != "0":
@@ -109,7 +114,7 @@ def copy_of_the_project(cache: Path | None = None) -> Iterator[Path]:
     ignore = shutil.ignore_patterns("__pycache__")
     with tempfile.TemporaryDirectory(prefix="mutant-") as name:
         tree = Path(name)
-        for folder in ("minires", "kernels", "tests"):
+        for folder in ("minires", "kernels", "tests", "examples"):
             shutil.copytree(ROOT / folder, tree / folder, ignore=ignore)
         if cache:
             shutil.copytree(cache, tree / "cache", copy_function=os.link)
@@ -159,18 +164,15 @@ def read_equivalent() -> set[str]:
 
 def summarise(mutants: list[Mutant], results: dict[str, dict]) -> None:
     equivalent = read_equivalent()
-    judged = [results[m.key] for m in mutants if m.key in results]
-    for name, chosen in (("barriers", [r for r in judged if r["operator"] == "barrier"]), ("all", judged)):
-        valid = [r for r in chosen if r["status"] != "invalid"]
-        killed = [r for r in valid if r["status"] == "killed"]
-        same = [r for r in valid if r["status"] == "survived" and r["key"] in equivalent]
-        share = len(killed) / max(len(valid) - len(same), 1)
-        print(
-            f"{name}: {len(killed)} killed of {len(valid)} ({len(same)} equivalent, "
-            f"{len(chosen) - len(valid)} do not compile): {share:.1%}"
-        )
-    for result in judged:
-        if result["status"] == "survived" and result["key"] not in equivalent:
+    judged = [results[m.key] for m in mutants if m.key in results and m.key not in equivalent]
+    valid = [r for r in judged if r["status"] != "invalid"]
+    for name, chosen in (("barriers", [r for r in valid if r["operator"] == "barrier"]), ("all", valid)):
+        killed = [r for r in chosen if r["status"] == "killed"]
+        print(f"{name}: {len(killed)} killed of {len(chosen)}: {len(killed) / max(len(chosen), 1):.1%}")
+    listed = len([m for m in mutants if m.key in equivalent])
+    print(f"besides, {len(judged) - len(valid)} do not compile, and {listed} are listed as equivalent")
+    for result in valid:
+        if result["status"] == "survived":
             print(f"survived: {result['key']}  (line {result['line']})")
 
 
@@ -185,8 +187,9 @@ def main() -> None:
     files = [f for f in files if not arguments.only or f.split(".")[0] in arguments.only]
     mutants = [m for f in files for m in mutants_of(f) if arguments.operator in (None, m.operator)]
     results = read_results()
-    doubtful = {k for k, r in results.items() if r["status"] == "survived"} - read_equivalent()
-    todo = [m for m in mutants if m.key not in results or (arguments.again and m.key in doubtful)]
+    equivalent = read_equivalent()
+    survived = {k for k, r in results.items() if r["status"] == "survived" and arguments.again}
+    todo = [m for m in mutants if m.key not in equivalent and (m.key not in results or m.key in survived)]
     random.Random(0).shuffle(todo)  # a run that is stopped has judged a sample
     RESULTS.parent.mkdir(exist_ok=True)
     with contextlib.ExitStack() as stack:

@@ -15,6 +15,7 @@ GEOMETRIES = [  # batch, in and out channels, image, kernel, stride, padding
     (5, 20, 65, (8, 8), (3, 3), (1, 1), (1, 1)),
     (2, 16, 32, (32, 32), (3, 3), (2, 2), (1, 1)),
     (3, 33, 64, (15, 13), (3, 3), (2, 2), (1, 1)),
+    (2, 3, 5, (33, 33), (3, 3), (2, 2), (1, 1)),  # one row and one column more than tiles of any size
     (1, 2, 20, (3, 32), (3, 3), (1, 1), (1, 1)),  # each fast tile with neighbours in both directions
     (1, 2, 64, (3, 48), (3, 3), (1, 1), (1, 1)),
     (1, 2, 128, (3, 24), (3, 3), (1, 1), (1, 1)),
