@@ -15,9 +15,13 @@ import minires as mr
 SCRIPT = Path(__file__).resolve().parent.parent / "examples" / "train_cifar.py"
 
 
+NO_SERVER = "http://127.0.0.1:9/"
+
+
 def train(folder, *options, **environment):
+    """The script's run, by default with an address of the data that is refused at once: a server is waited for."""
     variables = {k: v for k, v in os.environ.items() if k != "MINIRES_DATA"}
-    variables |= {"MINIRES_CIFAR10_URL": "http://127.0.0.1:9/"} | environment
+    variables |= {"MINIRES_CIFAR10_URL": "nowhere://"} | environment
     command = [sys.executable, str(SCRIPT), "--depth", "8", "--device", mr.get_device(), *options]
     return subprocess.run(command, cwd=folder, env=variables, text=True, capture_output=True, check=False)
 
@@ -61,7 +65,7 @@ def test_auto_falls_back_loudly_and_writes_everything(tmp_path):
     [
         (
             ["--dataset", "cifar10"],
-            "cannot fetch http://127.0.0.1:9/: no connection, 4 times in a row; give the folder",
+            f"cannot fetch {NO_SERVER}: no connection, 4 times in a row; give the folder",
         ),
         (["--dataset", "synthetic", "--depth", "9"], "depth must be 6 n + 2"),
         (["--dataset", "synthetic", "--lr", "nan"], "lr must be finite and at least 0, got nan"),
@@ -73,7 +77,7 @@ def test_auto_falls_back_loudly_and_writes_everything(tmp_path):
     ids=str,
 )
 def test_mistakes_end_in_one_sentence(tmp_path, options, words):
-    result = train(tmp_path, *options)
+    result = train(tmp_path, *options, MINIRES_CIFAR10_URL=NO_SERVER)
     assert result.returncode != 0
     assert words in result.stderr
     assert "Traceback" not in result.stderr
