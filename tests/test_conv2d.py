@@ -13,7 +13,7 @@ GEOMETRIES = [  # batch, in and out channels, image, kernel, stride, padding
     (3, 16, 16, (9, 33), (3, 3), (1, 1), (1, 1)),
     (2, 17, 33, (17, 16), (3, 3), (1, 1), (1, 1)),
     (5, 20, 65, (8, 8), (3, 3), (1, 1), (1, 1)),
-    (2, 3, 4, (7, 8), (3, 3), (1, 1), (1, 1)),  # where a vector is two rows, the last one has no second
+    (3, 2, 40, (7, 8), (3, 3), (1, 1), (1, 1)),  # where a vector is two rows, the last one has no second
     (2, 16, 32, (32, 32), (3, 3), (2, 2), (1, 1)),
     (3, 33, 64, (15, 13), (3, 3), (2, 2), (1, 1)),
     (2, 3, 5, (33, 33), (3, 3), (2, 2), (1, 1)),  # one row and one column more than tiles of any size
