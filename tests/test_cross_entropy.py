@@ -58,7 +58,7 @@ def test_of_bad_labels_on_the_device_the_first_is_kept(first):
     bad = now.to_device(np.full(3, -1, np.int32))
     for labels, expected in (([0, 2, 1], [-1, -1, -1]), first, ([0, 9], first[1])):
         labels = now.to_device(np.array(labels, np.int32))
-        device.launch("find_bad_label", (1,), (1,), labels, bad, len(labels), 3)
+        device.launch("find_bad_label", (1,), (1,), labels, bad, len(labels), 3, scalar=np.dtype(np.float32))
         assert now.to_host(bad).tolist() == expected
 
 

@@ -51,7 +51,7 @@ PRINTS = {  # in this order
     "python examples/evaluate.py runs/mine/best.safetensors": [r"accuracy \d+\.\d+%\n\nclass "],
     "python examples/evaluate.py": [r"10,000 test images of cifar10\naccuracy 9[0123]"],
     "python examples/train_cifar.py --resume runs/mine --epochs 2": ["resumed  in epoch 2", "epoch 2/2  .*images/s"],
-    "python tests/mutate.py": ["all: 2 killed of 2 "],
+    "python tests/mutate.py": ["all: 2 killed of 2: 100"],
     "python examples/paper_beside_pytorch.py": [
         r"minires +2 steps.*PyTorch +2 steps",
         r"minires and PyTorch first differ by more than .*, 0.001 at step none",
