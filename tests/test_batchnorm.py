@@ -9,6 +9,7 @@ import minires as mr
 from minires import device, tiles
 
 SHAPES = [(2, 3, 1, 1), (1, 5, 3, 3), (4, 16, 8, 8), (3, 2, 7, 5), (40, 3, 16, 16), (2, 300, 2, 2), (9, 1, 33, 31)]
+SHAPES += [(5, 60, 2, 3), (5, 300, 2, 2)]  # of chunks of several images, the last of fewer: on a CPU, on a GPU
 
 
 def make(rng, shape, dtype, offset=0.0):
