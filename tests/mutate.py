@@ -111,7 +111,7 @@ def run_tests(tree: Path, file: str, limits: tuple[float, float]) -> tuple[bool,
 @contextlib.contextmanager
 def copy_of_the_project(cache: Path | None = None) -> Iterator[Path]:
     """A copy of what the tests need; what `cache` holds need not be compiled again in it."""
-    ignore = shutil.ignore_patterns("__pycache__")
+    ignore = shutil.ignore_patterns("__pycache__", "results")
     with tempfile.TemporaryDirectory(prefix="mutant-") as name:
         tree = Path(name)
         for folder in ("minires", "kernels", "tests", "examples"):

@@ -45,14 +45,10 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
-def command(*arguments) -> list[str]:
-    return [str(SCRIPT), "--device", mr.get_device(), *map(str, arguments)]
-
-
 def train(*arguments, send: tuple = (0, 0, 0), threads: int = 2) -> subprocess.CompletedProcess:
-    words = [sys.executable, "-c", SIGNALLED, *map(str, send), *command(*arguments)]
+    words = [sys.executable, "-c", SIGNALLED, *send, SCRIPT, "--device", mr.get_device(), *arguments]
     environment = os.environ | {"MINIRES_NUM_THREADS": str(threads)}
-    return subprocess.run(words, env=environment, text=True, capture_output=True, check=False)
+    return subprocess.run(list(map(str, words)), env=environment, text=True, capture_output=True, check=False)
 
 
 def results(run: Path) -> tuple[dict, list[dict]]:

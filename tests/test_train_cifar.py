@@ -13,8 +13,6 @@ import pytest
 import minires as mr
 
 SCRIPT = Path(__file__).resolve().parent.parent / "examples" / "train_cifar.py"
-
-
 NO_SERVER = "http://127.0.0.1:9/"
 
 

@@ -62,9 +62,9 @@ struct Block {
     unsigned warp_mask[1024];     // ... for the lanes of warp_mask[thread]; for all that come where it is 0
     uint64_t warp_offered[1024];  // by each thread to the others of its mask ...
     uint64_t warp_shown[1024];    // ... which see it from when all of them have come until the next time
-    char message[512];            // of a failed assertion
+    char message[512] = "";       // of a failed assertion
     Fiber fibers[1024], *parked[1024], *entering;
-    unsigned fiber_count, parked_count;
+    unsigned fiber_count = 0, parked_count = 0;
 };
 static __thread Block* block;
 struct Stop {};
@@ -340,7 +340,7 @@ template <class... A, void (*K)(A...)> struct Kernel<K> {
 
     // What each OS thread that takes part does: run shares of the blocks until none is left.
     static void work_(void* launch, const unsigned* g, void** args) {
-        if (!block) block = new Block{};
+        if (!block) block = new Block;  // its arrays are filled when threads become fibers, if they do
         Block& b = *block;
         gridDim = {g[0], g[1], g[2]};
         blockDim = {g[3], g[4], g[5]};
