@@ -235,6 +235,30 @@ OWN = {
         (I[:128], zeros(4, np.uint32)),
         {1: I[:128].reshape(4, 32).sum(1)},
     ),
+    # Lanes 0 and 1, and then each by itself, go on while others have yet to read what all have shown.
+    "a few lanes that go on": Own(
+        "__global__ void few(const int* x, int* y) {\n  int lane = threadIdx.x % 32, v = x[threadIdx.x];\n"
+        "  int votes = __ballot_sync(0xffffffffu, v > 500), all = __shfl_sync(0xffffffffu, v, 1), two = 0, own = 0;\n"
+        "  if (lane < 2) {\n    two = __shfl_sync(3u, -v, 1 - lane);\n    __syncwarp(3u);\n"
+        "    own = __shfl_sync(1u << lane, 2 * v, lane);\n    own += __shfl_sync(1u << lane, v, lane);\n  }\n"
+        "  all += __shfl_sync(0xffffffffu, v, 0);\n"
+        "  int* to = y + 4 * threadIdx.x;\n  to[0] = all;\n  to[1] = votes;\n  to[2] = two;\n  to[3] = own;\n}",
+        "few",
+        (1,),
+        (64,),
+        (I[:64], zeros((64, 4), np.int32)),
+        {
+            1: [
+                (
+                    I[t // 32 * 32] + I[t // 32 * 32 + 1],
+                    np.uint32(sum(1 << i for i in range(32) if I[t // 32 * 32 + i] > 500)).astype(np.int32),
+                    -I[t ^ 1] if t % 32 < 2 else 0,
+                    3 * I[t] if t % 32 < 2 else 0,
+                )
+                for t in range(64)
+            ]
+        },
+    ),
     "opportunistic counting": Own(
         "__device__ int aggregated(int* counter) {\n  unsigned mask = __activemask();\n"
         "  int leader = __ffs(mask) - 1, lane = threadIdx.x % 32, base = 0;\n"

@@ -42,6 +42,7 @@ from .source import (
 )
 
 _HERE = Path(__file__).parent
+_RUNTIME = _HERE / "runtime.cpp", _HERE / "scheduler.cpp"
 _FLAGS = ["-std=c++17", "-fPIC", "-pthread", "-fvisibility=hidden", "-march=native", "-w"]
 _FLAGS += ["-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"]  # what NVRTC assumes too; NaN stays NaN
 
@@ -92,7 +93,7 @@ def _processor() -> str:
 
 @dataclass(frozen=True)
 class Instruments:
-    """What kernels are compiled with to be watched: a header in the place of threads.h, and a runtime beside them."""
+    """What kernels are compiled with to be watched: a header for what threads.h leaves to it, and a runtime of its own."""
 
     header: Path
     runtime: tuple[Path, ...]
@@ -101,37 +102,52 @@ class Instruments:
     clang_flags: tuple[str, ...]
 
 
+class Kernel(ctypes.Structure):
+    """A compiled kernel, as launch.h has it."""
+
+    _fields_ = (
+        ("all", ctypes.c_void_p),
+        ("one", ctypes.c_void_p),
+        ("state", ctypes.c_void_p),
+        ("parameters", ctypes.CFUNCTYPE(ctypes.c_char_p)),
+    )
+
+
 @dataclass
 class Library:
-    """Compiled kernels: the file, the loaded library, and each kernel's signature and symbol by name expression."""
+    """Compiled kernels: the file, what runs them, and each kernel with its signature by name expression."""
 
     path: Path
-    loaded: ctypes.CDLL
-    runtime: ctypes.CDLL  # what the kernels call: threads, or the instruments
-    kernels: dict[str, tuple[Signature, str]] = field(default_factory=dict)
+    runtime: ctypes.CDLL  # threads, or the instruments
+    kernels: dict[str, tuple[Signature, Kernel]] = field(default_factory=dict)
+
+    def run(self, name: str, grid: tuple, block: tuple, pointers: ctypes.Array, threads: int) -> tuple[int, str]:
+        """Launch a kernel, unwatched. The index of the first block that was stopped, or -1, and what stopped it."""
+        run, message = self.runtime.minires_run, ctypes.create_string_buffer(512)
+        run.restype = ctypes.c_int64
+        geometry = (ctypes.c_uint * 6)(*grid, *block)
+        return run(ctypes.byref(self.kernels[name][1]), geometry, pointers, threads, message), message.value.decode()
 
 
 def compile_library(
     code: str, names: tuple[str, ...], scalar: np.dtype, instruments: Instruments | None = None
 ) -> Library:
     """The kernels of some name expressions, from the cache or compiled now."""
-    sources = instruments.runtime if instruments else (_HERE / "runtime.cpp",)
-    runtime = ctypes.CDLL(
-        str(_runtime(sources)), mode=ctypes.RTLD_GLOBAL
-    )  # first: the kernels' symbols are found in it
+    # The runtimes first: the kernels' symbols are found in them.
+    for sources in (_RUNTIME, *([instruments.runtime] if instruments else [])):
+        runtime = ctypes.CDLL(str(_runtime(sources)), mode=ctypes.RTLD_GLOBAL)
     path = build(code, names, scalar, instruments)
-    library, texts = Library(path, ctypes.CDLL(str(path)), runtime), find_kernels(code)
+    library, loaded, texts = Library(path, runtime), ctypes.CDLL(str(path)), find_kernels(code)
     for i, name in enumerate(names):
-        describe = library.loaded[f"minires_parameters_{i}"]
-        describe.restype = ctypes.c_char_p
+        kernel = Kernel.in_dll(loaded, f"minires_kernel_{i}")
         text = texts.get(base_name(name))
-        words = [p.split(" ") for p in describe().decode().split(",")[:-1]]
+        words = [p.split(" ") for p in kernel.parameters().decode().split(",")[:-1]]
         written = text.parameters if text and len(text.parameters) == len(words) else [""] * len(words)
         parameters = [
             Parameter(parameter_name(p, n), kind, np.dtype(of) if of else None)
             for n, (p, (kind, of)) in enumerate(zip(written, words, strict=True), start=1)
         ]
-        library.kernels[name] = Signature(name, tuple(parameters)), f"minires_launch_{i}"
+        library.kernels[name] = Signature(name, tuple(parameters)), kernel
     return library
 
 
@@ -247,7 +263,7 @@ _SHARED = ["-shared", "-undefined", "dynamic_lookup"] if sys.platform == "darwin
 def _runtime(sources: tuple[Path, ...]) -> Path:
     """The library that all kernels of a process share."""
     compiler = _compiler()
-    texts = [p.read_text() for p in (*sources, *sorted(sources[0].parent.glob("*.h")), _HERE / "fibers.h")]
+    texts = [p.read_text() for p in (*sources, *sorted({*sources[0].parent.glob("*.h"), *_HERE.glob("*.h")}))]
     options = ["-std=c++17", "-O2", "-fPIC", "-pthread", "-w", *_unsanitized_flags(), *_SHARED]
 
     def make(linked: Path) -> None:
@@ -402,30 +418,26 @@ class CpuDevice:
 
     def runs(self, library: Library, code: str) -> dict:
         """How each kernel of a library is run, unwatched."""
-        threads = 1 if re.search(r"\bprintf\s*\(", blank(code)) else None  # lines then come in order
+        threads = 1 if re.search(r"\bprintf\s*\(", blank(code)) else self.threads  # lines then come in order
 
-        def one(signature: Signature, symbol: str) -> tuple[Signature, Callable]:
-            launcher = library.loaded[symbol]
-            launcher.restype = ctypes.c_int64
-            return signature, lambda grid, block, args, _: self._launch(
-                signature.name, launcher, grid, block, args, threads or self.threads
-            )
+        def run_of(name: str) -> Callable:
+            return lambda grid, block, args, _: _launch(library, name, grid, block, args, threads)
 
-        return {name: one(*found) for name, found in library.kernels.items()}
+        return {name: (signature, run_of(name)) for name, (signature, _) in library.kernels.items()}
 
-    def _launch(self, name: str, launcher: Callable, grid: tuple, block: tuple, args: list, threads: int) -> None:
-        values, pointers = pack_arguments(args)
-        message = ctypes.create_string_buffer(512)
-        stopped = launcher((ctypes.c_uint * 6)(*grid, *block), pointers, threads, message)
-        if stopped < 0:
-            return
-        if message.value:
-            raise DeviceError(f"kernel {name}, {message.value.decode()}")
-        index = stopped % grid[0], stopped // grid[0] % grid[1], stopped // grid[0] // grid[1]
-        raise DeviceError(
-            f"kernel {name}, block {index}: some threads wait at a barrier or warp primitive that the others of "
-            "the block never reach (a barrier in a branch, or a mask that names absent lanes)"
-        )
+
+def _launch(library: Library, name: str, grid: tuple, block: tuple, args: list, threads: int) -> None:
+    values, pointers = pack_arguments(args)
+    stopped, reason = library.run(name, grid, block, pointers, threads)
+    if stopped < 0:
+        return
+    if reason:
+        raise DeviceError(f"kernel {name}, {reason}")
+    index = stopped % grid[0], stopped // grid[0] % grid[1], stopped // grid[0] // grid[1]
+    raise DeviceError(
+        f"kernel {name}, block {index}: some threads wait at a barrier or warp primitive that the others of "
+        "the block never reach (a barrier in a branch, or a mask that names absent lanes)"
+    )
 
 
 def pack_arguments(args: list) -> tuple[list, ctypes.Array]:

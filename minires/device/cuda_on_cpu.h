@@ -1,6 +1,6 @@
 // CUDA's built-ins for a C++17 compiler, so that an unmodified .cu file compiles for, and runs on, a CPU: the language
-// and its types here, then the threads of a launch (threads.h, or watched.h, which lets an observer see each access), the
-// primitives that need both (primitives.h), math, and what a launch must know of a kernel's parameters.
+// and its types here, then the threads of a launch (threads.h), the primitives that need both (primitives.h), math, and what
+// a launch must know of a kernel.
 #pragma once
 
 #include <assert.h>
@@ -18,8 +18,6 @@
 #include <new>
 #include <type_traits>
 #include <utility>
-
-#include "fibers.h"
 
 // ---------------------------------------------------------------------------------------------------------------
 // The language: qualifiers, vector types, math
@@ -79,23 +77,7 @@ static const int warpSize = 32;
 // ---------------------------------------------------------------------------------------------------------------
 // Threads, barriers and launches
 
-namespace minires {
-template <class A> static inline A argument(void* at) {  // a reference is given as a pointer
-    if constexpr (std::is_reference_v<A>) return **static_cast<std::remove_reference_t<A>**>(at);
-    else return *static_cast<A*>(at);
-}
-template <class... A, size_t... I> static inline void call(void (*f)(A...), void** args, std::index_sequence<I...>) {
-    f(argument<A>(args[I])...);
-}
-template <class... A> static inline void call(void (*f)(A...), void** args) {
-    call(f, args, std::index_sequence_for<A...>{});
-}
-}  // namespace minires
-#ifdef MINIRES_WATCHED
-#include MINIRES_WATCHED
-#else
 #include "threads.h"
-#endif
 #include "primitives.h"
 
 // ---------------------------------------------------------------------------------------------------------------
@@ -276,7 +258,7 @@ MINIRES_CACHED_STORE(__stcs)
 MINIRES_CACHED_STORE(__stwt)
 
 // ---------------------------------------------------------------------------------------------------------------
-// A kernel's parameters, for the Python side: kind, type and size of each, "array f4,scalar i4,"; V12 is a type of 12 bytes
+// A kernel, for the runtime and the Python side. Parameters are told as "array f4,scalar i4,"; V12 is a type of 12 bytes
 
 namespace minires {
 template <class T> constexpr char letter() {
@@ -301,18 +283,52 @@ template <class T, class = void> struct Parameter {
 template <class T> struct Parameter<T, std::void_t<typename T::pointers_to>> {  // Pointers<T> of kernels/common.cuh
     static void append_to(char* text) { append<typename T::pointers_to>(text, "arrays"); }
 };
-template <class... A> const char* parameters_of(void (*)(A...)) {
-    static char text[32 * sizeof...(A) + 1];
-    *text = 0;
-    (Parameter<A>::append_to(text), ...);
-    return text;
+
+template <class A> static inline A argument(void* at) {  // a reference is given as a pointer
+    if constexpr (std::is_reference_v<A>) return **static_cast<std::remove_reference_t<A>**>(at);
+    else return *static_cast<A*>(at);
 }
+template <class... A, size_t... I> static inline void call(void (*f)(A...), void** args, std::index_sequence<I...>) {
+    f(argument<A>(args[I])...);
+}
+
+template <auto K> struct Kernel;
+template <class... A, void (*K)(A...)> struct Kernel<K> {
+    static void one(A... a) {
+        MINIRES_THREAD_BEGINS();
+        K(a...);
+    }
+    static void all(A... a) {
+        const dim3 threads = blockDim;
+        for (unsigned z = 0; z < threads.z; ++z)
+            for (unsigned y = 0; y < threads.y; ++y)
+                for (unsigned x = 0; x < threads.x; ++x) {
+                    threadIdx = {x, y, z};
+                    K(a...);
+                    if (minires_now.are_fibers_) return;
+                }
+    }
+    static void call_one(void** args) { call(one, args, std::index_sequence_for<A...>{}); }
+    static void call_all(void** args) {
+        if constexpr (!is_watched) call(all, args, std::index_sequence_for<A...>{});
+    }
+    static minires_state* state() {
+        minires_now = {&threadIdx, &blockIdx, &gridDim, &blockDim, false, nullptr};
+        return &minires_now;
+    }
+    static const char* parameters() {
+        static char text[32 * sizeof...(A) + 1];
+        *text = 0;
+        (Parameter<A>::append_to(text), ...);
+        return text;
+    }
+    static constexpr minires_kernel entries{call_all, call_one, state, parameters};
+};
 }  // namespace minires
 
-#define MINIRES_PARAMETERS(id, ...)                                                                             \
-    extern "C" __attribute__((visibility("default"))) const char* minires_parameters_##id() {                  \
-        return minires::parameters_of(__VA_ARGS__);                                                            \
-    }
+#define MINIRES_KERNEL(id, ...) \
+    extern "C" __attribute__((visibility("default"))) const minires_kernel minires_kernel_##id = minires::Kernel<__VA_ARGS__>::entries;
+
 #undef assert
 #define assert(...) ((__VA_ARGS__) ? void() : minires::stop(__FILE__, __LINE__, "assertion failed: " #__VA_ARGS__))
 #define __trap() minires::stop(__FILE__, __LINE__, "__trap() was called")

@@ -4,16 +4,7 @@
 #include <stddef.h>
 #include <string.h>
 
-#if defined(__APPLE__)
-#define MINIRES_SYMBOL(name) "_" name
-#else
-#define MINIRES_SYMBOL(name) name
-#endif
-#define MINIRES_DYNAMIC_SYMBOL MINIRES_SYMBOL("minires_dynamic_shared")
-
 namespace minires {
-
-constexpr size_t stack_bytes = 128 * 1024, guard_bytes = 16 * 1024;
 
 // Saves the caller's callee-saved registers on its stack, its stack pointer in *save, and continues at `to`.
 #if defined(__x86_64__)

@@ -1,5 +1,4 @@
-// What the threads of a warp or a block do together, and atomic operations. They rest on a few functions that threads.h
-// and watched.h each define in their own way: exchange, converge, vote and atomic_update.
+// What the threads of a warp or a block do together, and atomic operations, on what threads.h has for them.
 #pragma once
 
 #define MINIRES_CALLER const char *file = __builtin_FILE(), int line = __builtin_LINE()  // for the sanitizer
@@ -25,10 +24,7 @@ template <class T> static inline T from_word(uint64_t word) {
 }
 
 template <class T> MINIRES_UNWATCHED static T shuffle(unsigned mask, T value, unsigned source, const char* file, int line) {
-    source &= 31;
-    const uint64_t* shown = exchange(mask, to_word(value), file, line);
-    check_lane(mask, source, file, line);
-    return from_word<T>(shown[source]);
+    return from_word<T>(exchange(mask, to_word(value), file, line, source & 31)[source & 31]);
 }
 
 // The lanes of the mask for whose value f is true.
@@ -103,6 +99,7 @@ MINIRES_REDUCE(__reduce_and_sync, unsigned, a & b)
 MINIRES_REDUCE(__reduce_or_sync, unsigned, a | b)
 MINIRES_REDUCE(__reduce_xor_sync, unsigned, a ^ b)
 
+static inline void __syncwarp(unsigned mask = 0xffffffffu, MINIRES_CALLER) { minires::exchange(mask, 0, file, line); }
 #define __syncthreads_or(predicate) int(__syncthreads_count(predicate) != 0)
 #define __syncthreads_and(predicate) int(__syncthreads_count(!(predicate)) == 0)
 #define __threadfence_system __threadfence

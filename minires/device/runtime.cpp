@@ -1,52 +1,18 @@
-// What all compiled kernels of a process share: the pool of OS threads, and the stacks of fibers. Kernels are libraries of
-// their own, some hundred in a long session; with threads and stacks each they would soon meet the system's limits.
-#include <dlfcn.h>
+// What all compiled kernels of a process share: the pool of OS threads, over which a launch hands out its blocks. Kernels are
+// libraries of their own, some hundred in a long session; with threads and stacks each they would soon meet the system's
+// limits.
 #include <pthread.h>
-#include <stdint.h>
 #include <stdio.h>
-#include <stdlib.h>
-#include <sys/mman.h>
 
 #include <atomic>
 #include <condition_variable>
 #include <mutex>
 #include <thread>
-#include <vector>
 
-#include "fibers.h"
+#include "scheduler.h"
 
-#define EXPORT extern "C" __attribute__((visibility("default")))
-
-// ---------------------------------------------------------------------------------------------------------------
-// Stacks of stack_bytes each, the lowest guard_bytes of which cannot be touched
-
-static thread_local std::vector<char*> free_stacks;
-
-EXPORT char* minires_take_stack() {
-    if (free_stacks.empty()) {
-        char* base = static_cast<char*>(mmap(nullptr, minires::stack_bytes, PROT_READ | PROT_WRITE,
-                                             MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
-        if (base == MAP_FAILED) abort();
-        mprotect(base, minires::guard_bytes, PROT_NONE);
-        return base;
-    }
-    char* base = free_stacks.back();
-    free_stacks.pop_back();
-    // The fiber before was left in the middle of its functions, whose marks AddressSanitizer would take for the next one's.
-    using Unpoison = void (*)(const volatile void*, size_t);
-    static const auto unpoison = reinterpret_cast<Unpoison>(dlsym(RTLD_DEFAULT, "__asan_unpoison_memory_region"));
-    if (unpoison) unpoison(base + minires::guard_bytes, minires::stack_bytes - minires::guard_bytes);
-    return base;
-}
-EXPORT void minires_give_stack(char* base) { free_stacks.push_back(base); }
-
-// ---------------------------------------------------------------------------------------------------------------
-// A launch, of a kernel that threads.h has made
-
-struct Launch;
-using Work = void(Launch*, const unsigned* grid_and_block, void** args);
 struct Launch {
-    Work* kernel;
+    const minires_kernel* kernel;
     const unsigned* grid_and_block;
     void** args;
     const uint64_t blocks, shares;
@@ -54,7 +20,13 @@ struct Launch {
     std::atomic<uint64_t> next{0}, first_stop{blocks};  // that block: `blocks` while there is none
     std::mutex stopping{};
 
-    void work() { kernel(this, grid_and_block, args); }
+    void work() {
+        minires::Block& b = minires::this_block();
+        minires::prepare(b, kernel, grid_and_block, args, nullptr);
+        for (uint64_t begin, end; take(begin, end);)
+            for (uint64_t i = begin; i < end; ++i)
+                if (!minires::run(b, i)) return stopped(i, b.message);
+    }
 
     // A share of the blocks that are left: ever smaller ones, so that the threads end at about the same time.
     bool take(uint64_t& begin, uint64_t& end) {
@@ -134,12 +106,11 @@ __attribute__((constructor)) static void prepare_pool() {
 }
 
 // The index of the first block that was stopped, or -1; `message` then says by what.
-EXPORT int64_t minires_run(Work* work, const unsigned* grid_and_block, void** args, unsigned threads, char* message) {
+extern "C" int64_t minires_run(const minires_kernel* kernel, const unsigned* grid_and_block, void** args, unsigned threads,
+                               char* message) {
     const unsigned* g = grid_and_block;
-    Launch launch{work, g, args, uint64_t(g[0]) * g[1] * g[2], threads * 8, message};
+    Launch launch{kernel, g, args, uint64_t(g[0]) * g[1] * g[2], threads * 8, message};
     if (threads == 1 || launch.blocks == 1) launch.work();
     else pool->run(launch, threads);
     return launch.first_stop < launch.blocks ? int64_t(launch.first_stop) : -1;
 }
-EXPORT bool minires_take(Launch* launch, uint64_t* begin, uint64_t* end) { return launch->take(*begin, *end); }
-EXPORT void minires_stopped(Launch* launch, uint64_t block, const char* why) { launch->stopped(block, why); }

@@ -35,7 +35,7 @@ bool ordered(const Touch& before, const Touch& now) {
 // Whether it is one; the report then says so.
 bool race(const Array& array, int64_t i, const Touch& before, bool before_writes, const Touch& now, bool writes) {
     if (ordered(before, now)) return false;
-    const uint3 other = index_of(before.thread - 1), grid = minires_now.grid;
+    const uint3 other = index_of(*block, before.thread - 1), grid = *block->now->grid_;
     const unsigned b = before.block;
     snprintf(report->text, sizeof report->text,
              "a %s with no barrier after the %s by block (%u, %u, %u), thread (%u, %u, %u)", writes ? "write" : "read",
@@ -49,8 +49,8 @@ bool race(const Array& array, int64_t i, const Touch& before, bool before_writes
 
 Report keep_report() {
     Report kept = *report;
-    kept.block = minires_now.block;
-    kept.thread = index_of(running);
+    kept.block = *block->now->block_;
+    kept.thread = index_of(*block, block->running);
     *report = Report{};
     return kept;
 }
@@ -103,7 +103,7 @@ struct Checks : Observer {
             if (checks & MEM) outside(a);
             return;
         }
-        const Touch now{running + 1, block_number, epoch, warp_epochs[running / 32], fences, a.pc, a.atomic};
+        const Touch now{block->running + 1, block_number, block->generation, warp_epochs[block->running / 32], fences, a.pc, a.atomic};
         const bool same = last_read.thread == now.thread && last_read.block == now.block && last_address == a.address;
         const bool goes_on = a.atomic && same;
         if (suspected && !goes_on) tell(suspicion, "race"), leave();
@@ -159,7 +159,7 @@ struct Checks : Observer {
 }  // namespace
 
 // 1 where something was found; *result then says what.
-extern "C" __attribute__((visibility("default"))) int minires_check(void (*kernel)(void**), const unsigned* grid_and_block,
+extern "C" __attribute__((visibility("default"))) int minires_check(const minires_kernel* kernel, const unsigned* grid_and_block,
                                                                     uint64_t shared_bytes, void** args,
                                                                     const Region* regions, uint64_t count,
                                                                     unsigned wanted, int order, uint64_t seed,

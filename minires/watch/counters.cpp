@@ -72,12 +72,11 @@ struct Counters : Observer {
     std::map<std::tuple<uint32_t, uint64_t, bool, int>, Site> sites;
 
     void begin_block() override {
-        const size_t threads = size_t(minires_now.threads.x) * minires_now.threads.y * minires_now.threads.z;
-        for (auto& [key, site] : sites) prepare(site, threads);
+        for (auto& [key, site] : sites) prepare(site);
     }
-    static void prepare(Site& site, size_t threads) {
-        site.visits.assign(threads, 0);
-        site.requests.assign((threads + 31) / 32, {});
+    static void prepare(Site& site) {
+        site.visits.assign(block->count, 0);
+        site.requests.assign((block->count + 31) / 32, {});
     }
 
     void access(const Access& a) override {
@@ -89,13 +88,14 @@ struct Counters : Observer {
         if (is_new) {
             site.row = Row{};
             site.row.pc = a.pc, site.row.bytes = uint32_t(a.bytes), site.row.shared = shared, site.row.kind = uint8_t(kind);
-            prepare(site, size_t(minires_now.threads.x) * minires_now.threads.y * minires_now.threads.z);
+            prepare(site);
         }
-        auto& requests = site.requests[running / 32];
-        const uint32_t k = site.visits[running]++;
+        const unsigned lane = block->running % 32;
+        auto& requests = site.requests[block->running / 32];
+        const uint32_t k = site.visits[block->running]++;
         if (k >= requests.size()) requests.resize(k + 1, Lanes{});
-        requests[k].address[running % 32] = uint64_t(a.address - a.array->base);
-        requests[k].mask |= 1u << (running % 32);
+        requests[k].address[lane] = uint64_t(a.address - a.array->base);
+        requests[k].mask |= 1u << lane;
     }
 
     // Arrays begin at multiples of 128 bytes, so sectors and banks can be told from the place in the array.
@@ -125,7 +125,7 @@ struct Counters : Observer {
 
 // Writes a row for each place and kind of access, at most `capacity`, and returns how many there are; -1 where the kernel
 // stopped, and *result then says why.
-extern "C" __attribute__((visibility("default"))) int64_t minires_count(void (*kernel)(void**),
+extern "C" __attribute__((visibility("default"))) int64_t minires_count(const minires_kernel* kernel,
                                                                         const unsigned* grid_and_block,
                                                                         uint64_t shared_bytes, void** args,
                                                                         const Region* regions, uint64_t count,

@@ -1,5 +1,5 @@
-// Runs blocks of a launch thread by thread, in a chosen order, and tells an observer of every access. Linked with kernels
-// that are compiled under watched.h, and with the observers: checks.cpp and counters.cpp.
+// Watches the threads of a launch, in a chosen order, and tells an observer of every access. Linked with the observers,
+// checks.cpp and counters.cpp, for kernels that are compiled under watched.h.
 #include "engine.h"
 
 #include <dlfcn.h>
@@ -7,39 +7,26 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 
 #include <algorithm>
 #include <map>
-#include <numeric>
 #include <random>
 #include <unordered_map>
 
-#include "../device/fibers.h"
-minires_state minires_now;
-
 namespace watch {
 
-using minires::minires_switch;
-
-enum Wait { READY, BARRIER, WARP, CONVERGE, DONE };
 struct Thread {
-    Wait wait;
-    void* context;
-    char* stack;
-    unsigned mask;  // of a warp primitive; the number of a barrier
-    const char* file;
-    int line;
-    long long clock;
     unsigned fenced, acquired;  // its last fence, and the last one of others that an atomic operation has passed on to it
+    long long clock;
 };
 
-constexpr size_t stack_size = 256 * 1024, guard_size = 64 * 1024, red_zone = 1024, most_shared = 48 * 1024;
+constexpr size_t red_zone = 1024, most_shared = 48 * 1024;
 constexpr uint64_t most_looks = 10'000'000;
 
 std::vector<Array> arrays;
 size_t arguments;
-unsigned running, checks, block_number, epoch, fences;
+minires::Block* block;
+unsigned checks, block_number, fences;
 std::vector<unsigned> warp_epochs;
 Report* report;
 
@@ -47,14 +34,10 @@ static Observer* observer;
 static std::map<const void*, size_t> shared_index;
 static std::vector<char*> shared_memory;
 static std::vector<Thread> threads;
-static std::vector<char*> stacks;
-static std::vector<uint64_t> offered, shown;  // by each thread to the lanes of its warp
-static void* scheduler;
-static bool watching, failed;
-static int votes[3];
+static bool watching;  // not what a thread does before its kernel begins
 static uint64_t dynamic_bytes;
-static void (*body)(void**);
-static void** body_args;
+static int order;
+static std::mt19937_64 random_order;
 static char *image_begin, *image_end;
 static std::unordered_map<const void*, unsigned> released;  // by atomic operations at a place: the last fence before them
 static std::map<char*, size_t> heap;  // what threads have allocated: not watched
@@ -64,18 +47,13 @@ extern "C" {
 alignas(128) char minires_dynamic_shared[red_zone + most_shared];
 }
 
-uint3 index_of(unsigned t) {
-    const uint3 n = minires_now.threads;
-    return {t % n.x, t / n.x % n.y, t / n.x / n.y};
-}
-
-unsigned acquired() { return threads[running].acquired; }
+unsigned acquired() { return threads[block->running].acquired; }
 
 // What one thread has done before a fence and an atomic operation, another one sees after an atomic operation at that place.
 static void pass_on(const void* where) {
     unsigned& last = released[where];
-    threads[running].acquired = std::max(threads[running].acquired, last);
-    last = std::max(last, threads[running].fenced);
+    threads[block->running].acquired = std::max(threads[block->running].acquired, last);
+    last = std::max(last, threads[block->running].fenced);
 }
 
 // A barrier of the threads first .. end-1 passes on what each of them has seen.
@@ -86,32 +64,21 @@ static void pass_on(unsigned first, size_t end) {
     for (size_t t = first; t < end; ++t) threads[t].fenced = fenced, threads[t].acquired = acquired;
 }
 
-// The threads' stacks are left as they are.
 void fail(const char* kind) {
     watching = false;
-    failed = true;
+    block->stopped = true;
     snprintf(report->kind, sizeof report->kind, "%s", kind);
-    report->block = minires_now.block;
-    report->thread = index_of(running);
+    report->block = *block->now->block_;
+    report->thread = index_of(*block, block->running);
 }
 
-[[noreturn]] void leave() {
-    void* abandoned;
-    minires_switch(&abandoned, scheduler);
-    abort();
-}
+[[noreturn]] void leave() { minires::leave(*block); }
 
 void name_array(const Array& array, int64_t index) {
     report->region = array.number;
     report->index = index;
     report->elements = array.bytes / array.element;
     snprintf(report->name, sizeof report->name, "%s", array.name ? array.name : "");
-}
-
-static void sync_error(unsigned t, const char* what) {
-    running = t;
-    snprintf(report->text, sizeof report->text, "%s:%d: %s", threads[t].file, threads[t].line, what);
-    fail("sync");
 }
 
 // The array that holds the address, or the one nearest to it.
@@ -132,8 +99,8 @@ static void look_again(const void* where, void* caller) {
     static const void *last_place, *last_caller;
     static unsigned last_thread;
     static uint64_t times;
-    times = where == last_place && caller == last_caller && running == last_thread ? times + 1 : 0;
-    last_place = where, last_caller = caller, last_thread = running;
+    times = where == last_place && caller == last_caller && block->running == last_thread ? times + 1 : 0;
+    last_place = where, last_caller = caller, last_thread = block->running;
     if (times < most_looks) return;
     times = 0;
     snprintf(report->text, sizeof report->text,
@@ -147,8 +114,8 @@ static void look_again(const void* where, void* caller) {
 static void access(void* where, size_t bytes, bool writes, void* caller, bool atomic = false) {
     if (!watching || bytes == 0) return;
     char* const address = static_cast<char*>(where);
-    const char* const stack = threads[running].stack;
-    if (address >= stack && address < stack + stack_size) return;
+    const char* const stack = block->threads[block->running].stack;
+    if (address >= stack && address < stack + minires::stack_bytes) return;
     look_again(where, caller);
     if (atomic) pass_on(where);
     bool inside;
@@ -156,7 +123,9 @@ static void access(void* where, size_t bytes, bool writes, void* caller, bool at
     if (!array) return;
     const auto after = heap.upper_bound(address);
     if (!inside && after != heap.begin() && address < std::prev(after)->first + std::prev(after)->second) return;
-    const bool is_own = (address >= reinterpret_cast<char*>(&minires_now) && address < reinterpret_cast<char*>(&minires_now + 1)) ||
+    const minires_state& now = *block->now;
+    const auto holds = [where](auto* variable) { return where >= variable && where < variable + 1; };
+    const bool is_own = holds(now.thread_) || holds(now.block_) || holds(now.grid_) || holds(now.threads_) ||
                         (address >= minires_dynamic_shared && address < minires_dynamic_shared + sizeof minires_dynamic_shared);
     if (!inside && (is_own || (address >= image_begin && address < image_end))) {  // constants and threadIdx: of no interest
         const auto in_reach = [&](const Array& a) { return address >= a.base && address < a.base + a.bytes + a.reach; };
@@ -167,105 +136,27 @@ static void access(void* where, size_t bytes, bool writes, void* caller, bool at
     observer->access({address, bytes, writes, atomic, uint32_t(static_cast<char*>(caller) - image_begin), array, inside});
 }
 
-static void wait(Wait wait, unsigned mask, const char* file, int line) {
-    Thread& thread = threads[running];
-    thread.wait = wait;
-    thread.mask = mask;
-    thread.file = file;
-    thread.line = line;
-    watching = false;
-    minires_switch(&thread.context, scheduler);
-    watching = true;
-}
-
-static void thread_entry() {
-    body(body_args);
-    watching = false;
-    threads[running].wait = DONE;
-    leave();
-}
-
-// Releases the lanes of a warp primitive that have all arrived; false where none had.
-static bool release_warps() {
-    bool released = false;
-    for (unsigned t = 0; t < threads.size() && !failed; ++t) {
-        if (threads[t].wait != WARP) continue;
-        const unsigned first = t / 32 * 32, mask = threads[t].mask;
-        if (!(mask >> (t % 32) & 1)) return sync_error(t, "a lane that its own mask does not name"), false;
-        bool complete = true;
-        for (unsigned lane = 0; lane < 32 && complete; ++lane) {
-            if (!(mask >> lane & 1)) continue;
-            const unsigned u = first + lane;
-            if (u >= threads.size() || threads[u].wait == DONE)
-                return sync_error(t, "the mask names lanes that are absent or have ended"), false;
-            complete = threads[u].wait == WARP && threads[u].mask == mask && threads[u].line == threads[t].line;
-        }
-        if (!complete) continue;
-        for (unsigned lane = 0; lane < 32; ++lane) {
-            if (!(mask >> lane & 1)) continue;
-            threads[first + lane].wait = READY;
-            shown[first + lane] = offered[first + lane];
-        }
-        ++warp_epochs[t / 32];
-        pass_on(first, std::min<size_t>(first + 32, threads.size()));
-        released = true;
+struct Engine : minires::Watcher {
+    void begins() override { watching = false; }
+    void reorder(unsigned* turns, unsigned count) override {
+        if (order == REVERSE) std::sort(turns, turns + count, std::greater<>());
+        if (order == RANDOM) std::shuffle(turns, turns + count, random_order);
     }
-    return released;
-}
+    void released(minires::Wait from, unsigned first, unsigned end) override {
+        if (from == minires::WARP) ++warp_epochs[first / 32];
+        pass_on(first, std::min<size_t>(end, threads.size()));
+    }
+    void all_wait() override { observer->all_wait(); }
+    void fault(const char* kind, unsigned t, const char* what) override {
+        block->running = t;
+        snprintf(report->text, sizeof report->text, "%s:%d: %s", block->threads[t].file, block->threads[t].line, what);
+        fail(kind);
+    }
+};
 
-// Releases, in each warp, the lanes that wait at the same __activemask(): no other lane of the warp can come there now.
-static bool release_converged() {
-    bool released = false;
-    for (unsigned t = 0; t < threads.size(); ++t) {
-        if (threads[t].wait != CONVERGE) continue;
-        const unsigned end = std::min<size_t>(t / 32 * 32 + 32, threads.size());
-        unsigned lanes = 0;
-        for (unsigned u = t; u < end; ++u)
-            if (threads[u].wait == CONVERGE && threads[u].line == threads[t].line) lanes |= 1u << (u % 32);
-        const int line = threads[t].line;
-        for (unsigned u = t; u < end; ++u)
-            if (threads[u].wait == CONVERGE && threads[u].line == line) threads[u].wait = READY, shown[u] = lanes;
-        released = true;
-    }
-    return released;
-}
-
-// Releases the barrier if all threads of the block wait at it; reports why it can never be.
-static void release_barrier() {
-    unsigned at_barrier = 0, ended = 0;
-    for (unsigned t = 0; t < threads.size(); ++t) {
-        if (threads[t].wait == WARP) return sync_error(t, "a warp primitive that lanes of its mask never reach");
-        if (threads[t].wait == BARRIER) at_barrier = t;
-    }
-    const Thread& waits = threads[at_barrier];
-    for (unsigned t = 0; t < threads.size(); ++t) {
-        if (threads[t].wait == BARRIER && threads[t].mask != waits.mask)
-            return sync_error(t, "a barrier that other threads of the block never reach");
-        if (threads[t].wait == DONE) ended = t + 1;
-    }
-    if (ended && (checks & SYNC)) {
-        const uint3 gone = index_of(ended - 1);
-        char text[400];
-        snprintf(text, sizeof text,
-                 "this thread waits at a barrier that thread (%u, %u, %u) has left without; GPUs since Volta go on, but "
-                 "CUDA allows a barrier in conditional code only where the condition is the same for the whole block",
-                 gone.x, gone.y, gone.z);
-        return sync_error(at_barrier, text);
-    }
-    for (Thread& thread : threads)
-        if (thread.wait == BARRIER) thread.wait = READY;
-    votes[(++epoch + 1) % 3] = 0;
-    pass_on(0, threads.size());
-}
-
-static void run_block(int order, std::mt19937_64& random) {
-    const uint3 n = minires_now.threads;
-    threads.assign(n.x * n.y * n.z, Thread{});
+static void run_block() {
+    threads.assign(block->count, Thread{});
     warp_epochs.assign(threads.size() / 32 + 1, 0);
-    offered.assign((threads.size() + 31) / 32 * 32, 0);
-    shown = offered;
-    epoch = 1;
-    votes[0] = votes[1] = votes[2] = 0;
     arrays.resize(arguments);
     shared_index.clear();
     observer->begin_block();
@@ -275,46 +166,15 @@ static void run_block(int order, std::mt19937_64& random) {
                           sizeof minires_dynamic_shared - dynamic_bytes});
         observer->added(arrays.back());
     }
-    while (stacks.size() < threads.size()) {
-        char* base = static_cast<char*>(
-            mmap(nullptr, stack_size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
-        if (base == MAP_FAILED) abort();
-        mprotect(base, guard_size, PROT_NONE);
-        stacks.push_back(base);
-    }
-    for (unsigned t = 0; t < threads.size(); ++t) {
-        threads[t].stack = stacks[t];
-        threads[t].context = minires::first_context(stacks[t] + stack_size - 64, thread_entry);
-    }
-    std::vector<unsigned> turns(threads.size());
-    std::iota(turns.begin(), turns.end(), 0u);
-    if (order == REVERSE) std::reverse(turns.begin(), turns.end());
-    for (;;) {
-        if (order == RANDOM) std::shuffle(turns.begin(), turns.end(), random);
-        for (const unsigned t : turns) {
-            if (threads[t].wait != READY) continue;
-            running = t;
-            minires_now.thread = index_of(t);
-            watching = false;
-            minires_switch(&scheduler, threads[t].context);
-            watching = false;
-            if (failed) return;
-        }
-        const auto waits = [](Wait w) {
-            return std::any_of(threads.begin(), threads.end(), [w](const Thread& t) { return t.wait == w; });
-        };
-        if (waits(WARP) && release_warps()) continue;
-        if (!failed && waits(CONVERGE) && release_converged()) continue;
-        if (!failed) observer->all_wait();
-        if (failed || (!waits(WARP) && !waits(BARRIER))) return;
-        release_barrier();
-        if (failed) return;
-    }
+    minires::run(*block, block_number);
+    watching = false;
+    observer->end_block();
 }
 
 static void on_segmentation_fault(int number, siginfo_t* info, void*) {
     const char* address = static_cast<char*>(info->si_addr);
-    if (watching && address >= threads[running].stack && address < threads[running].stack + guard_size) {
+    const char* const stack = block->threads[block->running].stack;
+    if (watching && address >= stack && address < stack + minires::guard_bytes) {
         snprintf(report->text, sizeof report->text, "the thread's stack overflowed: endless recursion, or large local arrays");
         fail("sync");
         leave();
@@ -322,19 +182,21 @@ static void on_segmentation_fault(int number, siginfo_t* info, void*) {
     signal(number, SIG_DFL);
 }
 
-int run(Observer& by, void (*kernel)(void**), const unsigned* grid_and_block, uint64_t shared_bytes, void** args,
-        const std::vector<Region>& regions, const std::vector<unsigned>& blocks, int order, uint64_t seed) {
+int run(Observer& by, const minires_kernel* kernel, const unsigned* grid_and_block, uint64_t shared_bytes, void** args,
+        const std::vector<Region>& regions, const std::vector<unsigned>& blocks, int wanted_order, uint64_t seed) {
     static char signal_stack[64 * 1024];
     Dl_info info;
-    dladdr(reinterpret_cast<void*>(kernel), &info);
+    dladdr(reinterpret_cast<void*>(kernel->one_), &info);
     image_begin = image_end = static_cast<char*>(info.dli_fbase);  // the end is told when a thread begins
-    const unsigned* g = grid_and_block;
-    minires_now = {{}, {}, {g[0], g[1], g[2]}, {g[3], g[4], g[5]}};
+    static Engine engine;
+    engine.strict = checks & SYNC;
+    block = &minires::this_block();
+    minires::prepare(*block, kernel, grid_and_block, args, &engine);
     observer = &by;
-    body = kernel;
-    body_args = args;
+    order = wanted_order;
+    random_order.seed(seed);
     dynamic_bytes = shared_bytes;
-    failed = false;
+    block->stopped = false;
     heap.clear();
     released.clear();
     fences = 0;
@@ -354,20 +216,17 @@ int run(Observer& by, void (*kernel)(void**), const unsigned* grid_and_block, ui
     sigaction(SIGBUS, &action, &previous_bus);  // macOS
 
     std::vector<unsigned> chosen = blocks;
-    std::mt19937_64 random(seed);
     if (order == REVERSE) std::reverse(chosen.begin(), chosen.end());
-    if (order == RANDOM) std::shuffle(chosen.begin(), chosen.end(), random);
+    if (order == RANDOM) std::shuffle(chosen.begin(), chosen.end(), random_order);
     for (const unsigned b : chosen) {
-        if (failed) break;
+        if (block->stopped) break;
         block_number = b;
-        minires_now.block = {b % g[0], b / g[0] % g[1], b / g[0] / g[1]};
-        run_block(order, random);
-        observer->end_block();
+        run_block();
     }
     sigaction(SIGBUS, &previous_bus, nullptr);
     sigaction(SIGSEGV, &previous, nullptr);
     sigaltstack(&before, nullptr);
-    return failed;
+    return block->stopped;
 }
 
 }  // namespace watch
@@ -406,50 +265,14 @@ void* minires_shared(const void* key, void* place, size_t bytes, size_t element,
     return arrays[found->second].base;
 }
 
-void minires_barrier(int id, const char* file, int line) { wait(BARRIER, unsigned(id), file, line); }
-
-const uint64_t* minires_exchange(unsigned mask, uint64_t value, const char* file, int line) {
-    offered[running] = value;
-    wait(WARP, mask, file, line);
-    return &shown[running / 32 * 32];
-}
-
-void minires_check_lane(unsigned mask, unsigned lane, const char* file, int line) {
-    if ((mask >> lane & 1) || !(checks & SYNC)) return;
-    threads[running].file = file;
-    threads[running].line = line;
-    sync_error(running, "a shuffle from a lane that the mask does not name");
-    leave();
-}
-
-unsigned minires_converge(const char* file, int line) {
-    wait(CONVERGE, 0, file, line);
-    return unsigned(shown[running]);
-}
-
-int minires_vote(int yes, int id, const char* file, int line) {
-    int& count = votes[epoch % 3];
-    count += yes;
-    wait(BARRIER, unsigned(id), file, line);
-    return count;
-}
-
-void minires_stop(const char* file, int line, const char* what) {
-    threads[running].file = file;
-    threads[running].line = line;
-    sync_error(running, what);
-    snprintf(report->kind, sizeof report->kind, "assert");
-    leave();
-}
-
 void* minires_malloc(size_t bytes) {
     void* const place = malloc(bytes);
     heap[static_cast<char*>(place)] = bytes;
     return place;
 }
 
-void minires_fence() { threads[running].fenced = ++fences; }
-long long minires_clock() { return threads[running].clock += 100; }  // the same in every order
+void minires_fence() { threads[block->running].fenced = ++fences; }
+long long minires_clock() { return threads[block->running].clock += 100; }  // the same in every order
 void minires_atomic(void* address, size_t bytes, void* caller) { access(address, bytes, true, caller, true); }
 
 #define MINIRES_ACCESS(name, bytes, writes) \

@@ -1,18 +1,9 @@
 // Between the engine, which runs a launch thread by thread, and an observer, which is told of every access.
 #pragma once
 
-#include <stddef.h>
-#include <stdint.h>
-
 #include <vector>
 
-struct uint3 {
-    unsigned x, y, z;
-};
-struct minires_state {
-    uint3 thread, block, grid, threads;
-};
-extern "C" minires_state minires_now;
+#include "../device/scheduler.h"
 
 struct Region {  // an argument, as the Python side lays it out
     char* base;
@@ -60,17 +51,17 @@ struct Observer {
 
 extern std::vector<Array> arrays;  // the arguments, then the shared arrays of the running block
 extern size_t arguments;
-extern unsigned running, checks, block_number, epoch;  // the running thread; epoch: counts the block's barriers
+extern minires::Block* block;
+extern unsigned checks, block_number;
 extern std::vector<unsigned> warp_epochs;              // count each warp's primitives
 extern unsigned fences;                                // counts the launch's __threadfence()
 extern Report* report;
 
-uint3 index_of(unsigned thread);
 unsigned acquired();  // the running thread sees what was done before so many fences
 void name_array(const Array& array, int64_t index);
 void fail(const char* kind);  // the launch ends when the running thread leaves or all wait
 [[noreturn]] void leave();
-int run(Observer& observer, void (*kernel)(void**), const unsigned* grid_and_block, uint64_t shared_bytes, void** args,
+int run(Observer& observer, const minires_kernel* kernel, const unsigned* grid_and_block, uint64_t shared_bytes, void** args,
         const std::vector<Region>& regions, const std::vector<unsigned>& blocks, int order, uint64_t seed);
 
 }  // namespace watch

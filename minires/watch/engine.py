@@ -170,7 +170,7 @@ class WatchedLaunch:
         shared: int,
         known: Callable[[np.ndarray], Any] = lambda array: None,
     ) -> None:
-        (signature, symbol), self._path = library.kernels[name], library.path
+        (signature, kernel), self._path = library.kernels[name], library.path
         named = _named_arrays(signature, args)
         self.kernel, self.names, self.arrays = signature.name, [n for n, _ in named], [a for _, a in named]
         self.memory, self.copies = _arena(self.arrays)
@@ -184,8 +184,8 @@ class WatchedLaunch:
             for a in args
         ]
         self._values, pointers = pack_arguments(copied)
-        kernel, geometry = ctypes.cast(library.loaded[symbol], ctypes.c_void_p), (ctypes.c_uint * 6)(*grid, *block)
-        self._arguments = kernel, geometry, ctypes.c_uint64(shared), pointers, regions, ctypes.c_uint64(len(named))
+        launch = ctypes.byref(kernel), (ctypes.c_uint * 6)(*grid, *block), ctypes.c_uint64(shared), pointers
+        self._arguments = *launch, regions, ctypes.c_uint64(len(named))
 
     def run(self, function: Callable, *more: Any) -> tuple[int, Report]:
         """What minires_check or minires_count gives, and where it stopped."""

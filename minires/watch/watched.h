@@ -2,30 +2,14 @@
 // puts a call before every load and store; engine.cpp receives these calls in place of ThreadSanitizer.
 #pragma once
 
-struct minires_state {  // engine.h's; a kernel's own macros do not end in _
-    uint3 thread_, block_;
-    dim3 grid_, threads_;
-};
 extern "C" {
-extern minires_state minires_now;
 void minires_enter(char* end_of_image);
 void* minires_shared(const void* key, void* place, size_t bytes, size_t element, const char* name);
-void minires_barrier(int id, const char* file, int line);
-const uint64_t* minires_exchange(unsigned mask, uint64_t value, const char* file, int line);
-void minires_check_lane(unsigned mask, unsigned lane, const char* file, int line);
-unsigned minires_converge(const char* file, int line);
-int minires_vote(int yes, int id, const char* file, int line);
 void minires_fence();
 void minires_atomic(void* address, size_t bytes, void* caller);
 void* minires_malloc(size_t bytes);
-[[noreturn]] void minires_stop(const char* file, int line, const char* what);
 long long minires_clock();
 }
-
-#define threadIdx minires_now.thread_
-#define blockIdx minires_now.block_
-#define gridDim minires_now.grid_
-#define blockDim minires_now.threads_
 
 // What `__shared__ type name[..];` is rewritten to: an array between red zones, known by name. Outside of functions it has
 // a place of its own, and the kernel's entry makes it known.
@@ -46,15 +30,8 @@ long long minires_clock();
 inline void* operator new(size_t bytes) { return minires_malloc(bytes); }
 inline void* operator new[](size_t bytes) { return minires_malloc(bytes); }
 
-#define __syncthreads() minires_barrier(__COUNTER__, __FILE__, __LINE__)  // the counter tells two on a line apart
-#define __syncthreads_count(predicate) minires_vote(bool(predicate), __COUNTER__, __FILE__, __LINE__)
 #define __threadfence() minires_fence()
 #define __threadfence_block() minires_fence()
-
-static inline void __syncwarp(unsigned mask = 0xffffffffu, const char* file = __builtin_FILE(),
-                              int line = __builtin_LINE()) {
-    minires_exchange(mask, 0, file, line);
-}
 
 #if defined(__APPLE__)
 #include <mach-o/getsect.h>
@@ -70,14 +47,7 @@ static inline char* minires_image_end() { return &_end; }
 #endif
 
 namespace minires {
-static inline const uint64_t* exchange(unsigned mask, uint64_t value, const char* file, int line) {
-    return minires_exchange(mask, value, file, line);
-}
-static inline void check_lane(unsigned mask, unsigned lane, const char* file, int line) {
-    minires_check_lane(mask, lane, file, line);
-}
-static inline unsigned converge(const char* file, int line) { return minires_converge(file, line); }
-[[noreturn]] static inline void stop(const char* file, int line, const char* what) { minires_stop(file, line, what); }
+constexpr bool is_watched = true;
 static inline long long clock() { return minires_clock(); }
 
 // Blocks run on one OS thread here, so nothing can come between the two halves of an update.
@@ -89,19 +59,5 @@ template <class T, class F> MINIRES_UNWATCHED static T atomic_update(T* p, F f, 
 }
 
 static void minires_globals();  // makes the shared arrays outside of functions known: see cpu.py
-template <auto K> struct Kernel;
-template <class... A, void (*K)(A...)> struct Kernel<K> {
-    static void thread(A... a) {
-        minires_globals();
-        minires_enter(minires_image_end());
-        K(a...);
-    }
-    static void run_(void** args) { call(thread, args); }
-};
 }  // namespace minires
-
-#define MINIRES_KERNEL(id, ...)                                                                  \
-    extern "C" __attribute__((visibility("default"))) void minires_launch_##id(void** args_) {   \
-        minires::Kernel<__VA_ARGS__>::run_(args_);                                               \
-    }                                                                                            \
-    MINIRES_PARAMETERS(id, __VA_ARGS__)
+#define MINIRES_THREAD_BEGINS() minires::minires_globals(), minires_enter(minires_image_end())

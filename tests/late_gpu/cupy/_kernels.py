@@ -67,9 +67,7 @@ class RawModule:
 class _Function:
     def __init__(self, library: Any, name: str) -> None:
         self._library, self._name = library, name  # it keeps the library loaded
-        self._signature, symbol = library.kernels[name]
-        self._launch = library.loaded[symbol]
-        self._launch.restype = ctypes.c_int64
+        self._signature, _ = library.kernels[name]
 
     def __call__(self, grid: tuple, block: tuple, args: tuple, *, shared_mem: int = 0) -> None:
         packed = [pack(a) for a in args]
@@ -79,12 +77,12 @@ class _Function:
             ctypes.create_string_buffer(p.ljust(n, b"\xab"), max(n, 1)) for p, n in zip(packed, wanted, strict=True)
         ]
         pointers = (ctypes.c_void_p * len(values))(*map(ctypes.addressof, values))
-        geometry = (ctypes.c_uint * 6)(*(*grid, 1, 1)[:3], *(*block, 1, 1)[:3])
+        geometry = (*grid, 1, 1)[:3], (*block, 1, 1)[:3]
 
         def run(keep: Any = values) -> None:
-            message = ctypes.create_string_buffer(512)
-            if self._launch(geometry, pointers, 2, message) >= 0:
-                text = re.sub(r"\s+", " ", message.value.decode()) or "threads wait for one another"
+            stopped, message = self._library.run(self._name, *geometry, pointers, 2)
+            if stopped >= 0:
+                text = re.sub(r"\s+", " ", message) or "threads wait for one another"
                 _errors.pending.append(f"cudaErrorAssert: {self._name}: {text}")
 
         _queues.current[-1].put(run)
