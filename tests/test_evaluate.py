@@ -145,6 +145,7 @@ def test_softmax():
 # Evaluation
 
 
+@pytest.mark.no_late
 def test_evaluation_counts_what_it_says(tmp_path, weights):
     result = run("evaluate.py", weights, "--picture", "matrix.png", folder=tmp_path)
     assert result.returncode == 0, result.stderr

@@ -17,7 +17,7 @@ import minires as mr
 
 SCRIPT = Path(__file__).resolve().parent.parent / "examples" / "train_cifar.py"
 OPTIONS = ["--dataset", "synthetic", "--depth", "8", "--epochs", "3", "--batch-size", "4", "--checkpoint-minutes", "0"]
-OPTIONS += ["--train-size", "30", "--test-size", "10"]
+OPTIONS += ["--train-size", "18", "--test-size", "6"]
 
 # Runs the script with its further arguments, and sends itself a signal in the middle of the n-th file that is made
 # safe, half of which is lost then, or some milliseconds later; none where n is 0. Without pictures, which take longer to
@@ -45,9 +45,9 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
-def train(*arguments, send: tuple = (0, 0, 0), threads: int = 2) -> subprocess.CompletedProcess:
+def train(*arguments, send: tuple = (0, 0, 0), **environment: str) -> subprocess.CompletedProcess:
     words = [sys.executable, "-c", SIGNALLED, *send, SCRIPT, "--device", mr.get_device(), *arguments]
-    environment = os.environ | {"MINIRES_NUM_THREADS": str(threads)}
+    environment = os.environ | environment
     return subprocess.run(list(map(str, words)), env=environment, text=True, capture_output=True, check=False)
 
 
@@ -89,10 +89,10 @@ def test_killed_ten_times(uninterrupted, tmp_path, threads, current_device):
     for number in range(10):
         begin = ["--resume", run] if (run / "checkpoint.safetensors").exists() else [*OPTIONS, "--out", run]
         send = (9, 1, rng.uniform(0, 100)) if number % 2 else (9, rng.randint(1, 4), 0)
-        killed = train(*begin, send=send, threads=threads)
+        killed = train(*begin, send=send, MINIRES_NUM_THREADS=str(threads))
         assert killed.returncode == -signal.SIGKILL or "nothing is left to train" in killed.stdout, killed.stderr
         assert number >= 5 or killed.returncode  # however fast the machine is
-    result = train("--resume", run, threads=threads)
+    result = train("--resume", run, MINIRES_NUM_THREADS=str(threads))
     assert result.returncode == 0, result.stderr
     assert results(run) == uninterrupted
     assert not list(run.glob(".*"))  # what the killed writes left is gone
@@ -170,7 +170,7 @@ def test_a_foreign_checkpoint_is_refused(finished, tmp_path):
 
 
 def test_divergence_names_the_last_good_checkpoint(tmp_path):
-    result = train(*OPTIONS[:-6], "--train-size", "30", "--test-size", "10", "--lr", "1e9", "--out", tmp_path / "run")
+    result = train(*OPTIONS[:-6], "--train-size", "18", "--test-size", "6", "--lr", "1e9", "--out", tmp_path / "run")
     assert result.returncode == 1
     assert "error: the training has diverged, " in result.stderr
     for words in ("epoch 1, step ", "learning rate ", "there is no checkpoint yet", "try a lower --lr"):

@@ -16,17 +16,17 @@ from .source import DeviceError
 
 def cached(parts: list[str], make: Callable[[Path], None]) -> Path:
     """The file that `parts` decide on, from the cache or written now by `make(path)`, whole or not at all."""
-    folder, key = _folder(), hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
-    if (file := _find(folder, key)) is None:
-        lock = folder / f".{key}.lock"
-        with FileLock(lock):  # of several processes one compiles, the others wait for it
-            file = _find(folder, key) or _make(folder, key, make)
-        lock.unlink(missing_ok=True)
+    folder = _folder(hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32])
+    if (file := _find(folder)) is None:
+        with FileLock(folder / ".lock"):  # of several processes one compiles, the others wait for it
+            file = _find(folder) or _make(folder, make)
+        (folder / ".lock").unlink(missing_ok=True)
     return file
 
 
-def _folder() -> Path:
-    path = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "minires"
+def _folder(key: str) -> Path:
+    """One for each key: to look for a file takes as long as its folder is large."""
+    path = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "minires" / key
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -34,7 +34,7 @@ def _folder() -> Path:
     return path
 
 
-def _make(folder: Path, key: str, make: Callable[[Path], None]) -> Path:
+def _make(folder: Path, make: Callable[[Path], None]) -> Path:
     try:
         temporary = tempfile.TemporaryDirectory(dir=folder, prefix=".compile-")
     except OSError as error:
@@ -42,15 +42,15 @@ def _make(folder: Path, key: str, make: Callable[[Path], None]) -> Path:
     with temporary as name:
         made = Path(name) / "made"
         make(made)
-        file = folder / f"{key}.{_digest(made)}"
+        file = folder / _digest(made)
         os.replace(made, file)
     return file
 
 
-def _find(folder: Path, key: str) -> Path | None:
-    """The file of this key, whose name ends in a checksum: a damaged library would kill the process that loads it."""
-    for path in folder.glob(f"{key}.*"):
-        if _digest(path) == path.suffix[1:]:
+def _find(folder: Path) -> Path | None:
+    """The folder's file, whose name is its checksum: a damaged library would kill the process that loads it."""
+    for path in folder.glob("[!.]*"):
+        if _digest(path) == path.name:
             return path
         print(f"{path} is damaged and is compiled anew", file=sys.stderr)
         path.unlink(missing_ok=True)

@@ -209,11 +209,17 @@ _UNROLL = re.compile(r"#pragma unroll\b[ \t]*\(?(\d+)?[^\n]*")
 
 def prepare(code: str, wanted: set[str]) -> str:
     """`code` as a C++ compiler takes it: without the kernels that are not wanted, its headers and arrays made known."""
+    code = _ready(code)
     for kernel in find_kernels(code).values():
         if kernel.name not in wanted:
             code = code[: kernel.begin] + spaces(code[kernel.begin : kernel.end]) + code[kernel.end :]
     for name in filter(functools.partial(hasattr, ctypes.CDLL(None)), wanted):  # C's library has such a function too
         code = re.sub(rf'\bextern\s*"C"(?=\s*__global__\s+void\s+{name}\b)', "", code)
+    return code
+
+
+@functools.lru_cache(maxsize=64)  # it is asked for with each instance of a source's templates
+def _ready(code: str) -> str:
     code = expand_includes(code, _header)
     code = re.sub(
         r"\bstatic\s+(?=__(?:constant|shared|device)__)|(?:(?<=__constant__)|(?<=__shared__))\s+static\b", "", code

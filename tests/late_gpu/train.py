@@ -31,13 +31,13 @@ def test(x, labels):
 
 
 step, evaluate = (mr.graph(f) if recorded else f for f in (training_step(net, optimizer), test))
-data = mr.cifar.synthetic(8, 4)
+data = mr.cifar.synthetic(4, 4)
 # The middle of each image: what this is about is the order of launches, not their size.
 train, held_out = (
     mr.cifar.Split(np.ascontiguousarray(s.images[:, :, 12:20, 12:20]), s.labels) for s in (data.train, data.test)
 )
 report = {"losses": [], "allocated_after": [], "waits_in_a_step": 0}
-loader = mr.cifar.Loader(train, 4, train=True)
+loader = mr.cifar.Loader(train, 2, train=True)
 done = 0
 while done < steps:
     loader.epoch = done
@@ -58,7 +58,7 @@ while done < steps:
             break
 net.eval()
 report["accuracy"] = [
-    float(evaluate(x, labels).item()) for _ in range(4) for x, labels in mr.cifar.Loader(held_out, 4, train=False)
+    float(evaluate(x, labels).item()) for _ in range(4) for x, labels in mr.cifar.Loader(held_out, 2, train=False)
 ]
 state = net.state_dict() | optimizer.state_dict()
 report["state"] = hashlib.sha256(b"".join(np.ascontiguousarray(a).tobytes() for a in state.values())).hexdigest()

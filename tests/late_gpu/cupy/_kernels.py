@@ -80,7 +80,7 @@ class _Function:
         geometry = (*grid, 1, 1)[:3], (*block, 1, 1)[:3]
 
         def run(keep: Any = values) -> None:
-            stopped, message = self._library.run(self._name, *geometry, pointers, 2)
+            stopped, message = self._library.run(self._name, *geometry, pointers, 1)
             if stopped >= 0:
                 text = re.sub(r"\s+", " ", message) or "threads wait for one another"
                 _errors.pending.append(f"cudaErrorAssert: {self._name}: {text}")
