@@ -28,7 +28,8 @@ from minires import device
 
 # Workers share the cores: more threads would only wait for one another.
 if _workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
-    os.environ.setdefault("MINIRES_NUM_THREADS", str(max((os.cpu_count() or 1) // int(_workers), 1)))
+    for _variable in ("MINIRES_NUM_THREADS", "OMP_NUM_THREADS"):  # ours, PyTorch's
+        os.environ.setdefault(_variable, str(max((os.cpu_count() or 1) // int(_workers), 1)))
 
 for _profile, _examples in (("quick", 25), ("long", 250)):
     settings.register_profile(

@@ -150,7 +150,7 @@ def train(arguments: argparse.Namespace, recipe: str, seed: int = 0) -> dict:
     data = ["--device", "cuda", "--dataset", "cifar10", "--data-dir", arguments.data_dir, "--seed", str(seed)]
     if arguments.rehearse:
         data[data.index("cifar10")] = "synthetic"
-        data += ["--epochs", "1", "--train-size", "24", "--test-size", "10", "--batch-size", "8"]
+        data += ["--epochs", "1", "--train-size", "6", "--test-size", "2", "--batch-size", "2"]
     out = Path(arguments.out) / f"{recipe}-seed{seed}"
     result = run([sys.executable, script, *data, "--recipe", recipe, "--out", str(out)], arguments.limit())
     metrics = out / "metrics.jsonl"

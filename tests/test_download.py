@@ -85,7 +85,7 @@ class Handler(BaseHTTPRequestHandler):
 @pytest.fixture
 def server(monkeypatch):
     with Server() as httpd:
-        thread = threading.Thread(target=httpd.serve_forever)
+        thread = threading.Thread(target=httpd.serve_forever, args=[0.01])  # seconds until it sees that it shall end
         thread.start()
         monkeypatch.setenv("MINIRES_CIFAR10_URL", f"http://127.0.0.1:{httpd.server_port}/cifar.tar.gz")
         monkeypatch.setenv("NO_PROXY", "127.0.0.1")

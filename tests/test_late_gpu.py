@@ -91,7 +91,7 @@ def test_each_name_and_parameter_exists_in_cupy():
 # Training
 
 
-def train(device_name: str, seed: int = 0, recorded: bool = False, depth: int = 8, steps: int = 8) -> dict:
+def train(device_name: str, seed: int = 0, recorded: bool = False, depth: int = 8, steps: int = 6) -> dict:
     environment = os.environ | late_gpu_environment(seed) | {"MINIRES_DEVICE": device_name}
     command = [sys.executable, str(TRAIN), str(depth), str(steps), "graph" if recorded else "eager"]
     result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
