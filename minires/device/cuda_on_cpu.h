@@ -3,6 +3,9 @@
 // a launch must know of a kernel.
 #pragma once
 
+#include <new>
+#undef _GLIBCXX_USE_STD_SPEC_FUNCS  // g++ takes longer to read Bessel's functions and their like than all else here
+
 #include <assert.h>
 #include <fenv.h>
 #include <float.h>
@@ -15,7 +18,6 @@
 #include <sys/types.h>
 #include <time.h>
 
-#include <new>
 #include <type_traits>
 #include <utility>
 
