@@ -86,15 +86,17 @@ def scaled(launch: Launch, space: str) -> dict[str, int]:
     return {name: round(getattr(total, name) * share) for name in names}
 
 
-def on_gpus(launch: Launch) -> dict[str, dict]:
-    """What NVRTC says of the kernel for each GPU, how many of its warps fit, and the floors of its time."""
+def on_gpus(launch: Launch, beside: tuple[str, ...] = ()) -> dict[str, dict]:
+    """What NVRTC says of the kernel for each GPU, how many of its warps fit, and the floors of its time.
+
+    `beside` are all kernels of its source that will be asked for: they are then compiled together.
+    """
     if not occupancy.has_nvrtc():
         return {}
     found, counted = {}, {space: scaled(launch, space) for space in ("global", "shared")}
     for name, gpu in occupancy.GPUS.items():
-        used = occupancy.resources(launch.code, (launch.kernel,), gpu.architecture, np.dtype(launch.scalar))[
-            launch.kernel
-        ]
+        names, scalar = beside or (launch.kernel,), np.dtype(launch.scalar)
+        used = occupancy.resources(launch.code, names, gpu.architecture, scalar)[launch.kernel]
         warps = occupancy.warps_by_resources(gpu, used, launch.threads, launch.shared_mem)
         floors = occupancy.floors(
             gpu, flops(launch), launch.array_bytes, counted["global"]["sectors"], counted["shared"]["wavefronts"]
@@ -119,7 +121,9 @@ def step_report(batch: int) -> dict:
     with mr.counters() as counted:
         step()
     groups: dict[tuple, list[Launch]] = {}
+    kernels: dict[str, set[str]] = {}  # of each source
     for launch in counted.launches:
+        kernels.setdefault(launch.code, set()).add(launch.kernel)
         shapes = tuple(v for v in launch.arguments.values() if isinstance(v, tuple))
         groups.setdefault((launch.kernel, launch.grid, launch.block, shapes), []).append(launch)
     rows = []
@@ -127,9 +131,8 @@ def step_report(batch: int) -> dict:
         one = launches[0]
         counts = {space: scaled(one, space) for space in ("global", "shared")}
         geometry = {"kernel": kernel, "grid": grid, "block": block, "count": len(launches)}
-        rows.append(
-            geometry | {"flops": flops(one), "blocks_counted": one.blocks_counted} | counts | {"gpus": on_gpus(one)}
-        )
+        gpus = on_gpus(one, tuple(sorted(kernels[one.code])))
+        rows.append(geometry | {"flops": flops(one), "blocks_counted": one.blocks_counted} | counts | {"gpus": gpus})
     return {"batch": batch, "launches": rows}
 
 

@@ -60,10 +60,18 @@ _FIXED_WIDTH = "".join(
     for bits, name in ((8, "char"), (16, "short"), (32, "int"), (64, "long long"))
 )
 _SHORT = "typedef unsigned int uint; typedef unsigned short ushort;"  # as the host's headers have it
-_LIMITS = (
-    "constexpr float FLT_MAX = 3.402823466e+38f, FLT_MIN = 1.175494351e-38f, FLT_EPSILON = 1.192092896e-7f; "
-    "constexpr double DBL_MAX = 1.7976931348623157e+308, DBL_EPSILON = 2.2204460492503131e-16; "
-    "constexpr int INT_MAX = 2147483647, INT_MIN = -INT_MAX - 1; constexpr unsigned UINT_MAX = 0xffffffffu;"
+_LIMITS = "".join(  # cooperative_groups.h brings macros of these names
+    f"#ifndef {name}\nconstexpr {kind} {name} = {value};\n#endif\n"
+    for kind, name, value in (
+        ("float", "FLT_MAX", "3.402823466e+38f"),
+        ("float", "FLT_MIN", "1.175494351e-38f"),
+        ("float", "FLT_EPSILON", "1.192092896e-7f"),
+        ("double", "DBL_MAX", "1.7976931348623157e+308"),
+        ("double", "DBL_EPSILON", "2.2204460492503131e-16"),
+        ("int", "INT_MAX", "2147483647"),
+        ("int", "INT_MIN", "-2147483647 - 1"),
+        ("unsigned", "UINT_MAX", "0xffffffffu"),
+    )
 )
 
 

@@ -43,11 +43,11 @@ def expand_includes(code: str, replace: Callable[[str], str | None]) -> str:
     code = code.removeprefix("\ufeff").replace("\r\n", "\n")
 
     def one(match: re.Match) -> str:
-        if match[1] == "common.cuh":
-            name, line = place_of(code, match.start())
-            return read_source(KERNELS_DIR / "common.cuh") + f'#line {line + 1} "{name}"'
-        replacement = replace(match[1])
-        return match[0] if replacement is None else replacement
+        text = read_source(KERNELS_DIR / "common.cuh") if match[1] == "common.cuh" else replace(match[1])
+        if text is None or "\n" not in text:
+            return match[0] if text is None else text
+        name, line = place_of(code, match.start())
+        return f'{text}#line {line + 1} "{name}"'
 
     return _INCLUDE.sub(one, code)
 

@@ -81,17 +81,18 @@ void name_array(const Array& array, int64_t index) {
     snprintf(report->name, sizeof report->name, "%s", array.name ? array.name : "");
 }
 
-// The array that holds the address, or the one nearest to it.
-static Array* nearest(const char* address, bool* inside) {
-    Array* best = nullptr;
-    uint64_t best_distance = UINT64_MAX;
-    for (Array& a : arrays) {
-        if (address >= a.base && address < a.base + a.bytes) return *inside = true, &a;
-        const uint64_t distance = address < a.base ? a.base - address : address - (a.base + a.bytes);
-        if (distance < best_distance) best_distance = distance, best = &a;
+static uint64_t distance(const Array& a, const char* address) {
+    return address < a.base ? a.base - address : address < a.base + a.bytes ? 0 : address - (a.base + a.bytes) + 1;
+}
+
+// The array that holds the address, or the one nearest to it. Most often it is the one of before.
+static Array* nearest(const char* address) {
+    static size_t last;
+    if (last >= arrays.size() || distance(arrays[last], address) > 0) {
+        const auto nearer = [&](const Array& a, const Array& b) { return distance(a, address) < distance(b, address); };
+        last = std::min_element(arrays.begin(), arrays.end(), nearer) - arrays.begin();
     }
-    *inside = false;
-    return best;
+    return arrays.empty() ? nullptr : &arrays[last];
 }
 
 // Threads take turns at barriers only, so one that looks at a place until another writes there would look for ever.
@@ -118,11 +119,11 @@ static void access(void* where, size_t bytes, bool writes, void* caller, bool at
     if (address >= stack && address < stack + minires::stack_bytes) return;
     look_again(where, caller);
     if (atomic) pass_on(where);
-    bool inside;
-    Array* array = nearest(address, &inside);
+    Array* array = nearest(address);
     if (!array) return;
-    const auto after = heap.upper_bound(address);
-    if (!inside && after != heap.begin() && address < std::prev(after)->first + std::prev(after)->second) return;
+    const bool inside = distance(*array, address) == 0;
+    const auto after = inside ? heap.begin() : heap.upper_bound(address);
+    if (after != heap.begin() && address < std::prev(after)->first + std::prev(after)->second) return;
     const minires_state& now = *block->now;
     const auto holds = [where](auto* variable) { return where >= variable && where < variable + 1; };
     const bool is_own = holds(now.thread_) || holds(now.block_) || holds(now.grid_) || holds(now.threads_) ||
