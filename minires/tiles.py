@@ -192,29 +192,3 @@ def sgd(parameters: int, largest: int) -> tuple[str, tuple, tuple]:
     """Name, grid and block of the step for some parameters, the largest of which has so many elements."""
     run, threads = table().sgd
     return f"sgd_step<{run}>", (parameters, min(-(-largest // (run * threads)), 256)), (threads,)
-
-
-def instances(name: str) -> dict[str, int]:
-    """All instances that a device's table names, by kernel expression, with their threads a block."""
-    t = TABLES[name]
-    found = {
-        f"conv3x3<{tile.arguments}, {s}, {kind}>": tile.threads
-        for s, tiles in t.conv.items()
-        for tile in tiles
-        for kind in ("false, 0", "false, 1", "false, 2", *(["true, 0"] if s == 1 else []))
-    }
-    for tile in t.strided_gradient:
-        found[f"conv3x3_strided_gradient<{tile.arguments.partition(', ')[2]}>"] = tile.threads
-    for s, tiles in t.weight.items():
-        found |= {f"conv3x3_weight<{tile.arguments}, {s}>": tile.threads for tile in tiles}
-    found |= {f"conv3x3_weight_sum<{t.sum_run}>": 256, f"sgd_step<{t.sgd[0]}>": t.sgd[1]}
-    found |= {f"shortcut_{way}<{stride}>": 256 for way in ("forward", "backward") for stride in (1, 2)}
-    found |= {f"gemm_blocked<{g.arguments}, {kind}>": g.threads for g in t.gemm for kind in TRANSPOSED.values()}
-    found[f"batchnorm_chunk_statistics<{t.run}>"] = t.reduction_threads
-    for fused in ("false, false", "true, false", "true, true"):
-        found[f"batchnorm_forward<{t.run}, {fused}>"] = found[f"batchnorm_chunk_sums<{t.run}, {fused}>"] = (
-            t.reduction_threads
-        )
-    for relu in ("false", "true"):
-        found[f"batchnorm_backward<{t.run}, {relu}>"] = t.reduction_threads
-    return found

@@ -52,13 +52,32 @@ def compile_everywhere(
     ]
 
 
-def instances(stem: str) -> dict[str, int]:
-    """The instances of a file's templates that the cuda device's tables name, with their threads a block."""
-    return {
-        name: threads
-        for name, threads in tiles.instances("cuda").items()
-        if library_files()[name.split("<")[0]].stem == stem
+def instances() -> dict[str, int]:
+    """The instances of templates that the cuda device's table names, and gemm_tiled's, with their threads a block."""
+    t = tiles.TABLES["cuda"]
+    found = {
+        f"conv3x3<{tile.arguments}, {s}, {kind}>": tile.threads
+        for s, row in t.conv.items()
+        for tile in row
+        for kind in ("false, 0", "false, 1", "false, 2", *(["true, 0"] if s == 1 else []))
     }
+    for tile in t.strided_gradient:
+        found[f"conv3x3_strided_gradient<{tile.arguments.partition(', ')[2]}>"] = tile.threads
+    for s, row in t.weight.items():
+        found |= {f"conv3x3_weight<{tile.arguments}, {s}>": tile.threads for tile in row}
+    found |= {f"conv3x3_weight_sum<{t.sum_run}>": 256, f"sgd_step<{t.sgd[0]}>": t.sgd[1]}
+    found |= {f"shortcut_{way}<{stride}>": 256 for way in ("forward", "backward") for stride in (1, 2)}
+    found |= {f"gemm_blocked<{g.arguments}, {k}>": g.threads for g in t.gemm for k in tiles.TRANSPOSED.values()}
+    found |= {f"gemm_tiled<{k}>": 256 for k in tiles.TRANSPOSED.values()}
+    batchnorm = {
+        "chunk_statistics": [""],
+        "forward": [", false, false", ", true, false", ", true, true"],
+        "chunk_sums": [", false, false", ", true, false", ", true, true"],
+        "backward": [", false", ", true"],
+    }
+    for kernel, options in batchnorm.items():
+        found |= {f"batchnorm_{kernel}<{t.run}{option}>": t.reduction_threads for option in options}
+    return found
 
 
 @pytest.mark.parametrize("stem", sorted({path.stem for path in library_files().values()}))
@@ -67,8 +86,9 @@ def test_compiles(stem, dtype, current_device):
         pytest.skip("once is enough: this does not depend on the current device")
     path = next(p for p in library_files().values() if p.stem == stem)
     text = path.read_text()
-    threads = {k.name: 256 for k in find_kernels(text).values() if k.template is None} | instances(stem)
-    assert len(threads) >= 1
+    own = {name: n for name, n in instances().items() if library_files()[name.split("<")[0]].stem == stem}
+    threads = {k.name: 256 for k in find_kernels(text).values() if k.template is None} | own
+    assert {name.split("<")[0] for name in threads} == find_kernels(text).keys()
     (everywhere,) = compile_everywhere([(read_source(path), list(threads))], dtype.name)
     for architecture, found in zip(ARCHITECTURES, everywhere, strict=True):
         assert found.keys() == threads.keys()

@@ -17,8 +17,14 @@ namespace minires {
 
 struct Stop {};
 
+static void* allocate(size_t bytes) {  // whole pages of zeros, which take no memory until they are touched
+    void* const place = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (place == MAP_FAILED) abort();
+    return place;
+}
+
 Block& this_block() {
-    static thread_local Block* const block = static_cast<Block*>(calloc(1, sizeof(Block)));
+    static thread_local Block* const block = static_cast<Block*>(allocate(sizeof(Block)));
     return *block;
 }
 
@@ -167,10 +173,8 @@ static void renew(Block& b, unsigned i) {
 static __attribute__((noinline)) Fiber* take_fiber(Block& b) {
     if (b.parked_count) return b.parked[--b.parked_count];
     const unsigned i = b.fiber_count++;
-    void* const stack = mmap(nullptr, stack_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (stack == MAP_FAILED) abort();
-    mprotect(stack, guard_bytes, PROT_NONE);
-    b.fibers[i].stack = static_cast<char*>(stack);
+    b.fibers[i].stack = static_cast<char*>(allocate(stack_bytes));
+    mprotect(b.fibers[i].stack, guard_bytes, PROT_NONE);
     renew(b, i);
     return &b.fibers[i];
 }
