@@ -346,6 +346,38 @@ def test_an_old_cupy_is_one_sentence(tmp_path):
     )
 
 
+BARRIER = """
+import numpy as np
+import minires as mr
+code = "__global__ void k(int* x) { __shared__ int s; if (!threadIdx.x) s = 7; __syncthreads(); x[threadIdx.x] = s; }"
+kernel, x = mr.RawKernel(code, "k"), mr.device.current().to_device(np.zeros(1024, np.int32))
+def launch(threads=1024):
+    kernel((1,), (threads,), (x,))
+    assert (x[:threads] == 7).all()
+"""
+
+
+@pytest.mark.no_late
+def test_stacks_go_back_when_a_thread_ends():
+    """Each of a block's threads has one, and a process can have some 30,000."""
+    loop = "for _ in range(60):\n    t = threading.Thread(target=launch)\n    t.start()\n    t.join()"
+    process = python(f"import threading\n{BARRIER}\n{loop}")
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 0 and not errors, errors
+
+
+@pytest.mark.no_late
+@pytest.mark.parametrize("sanitize", ["0", "all"])
+def test_no_memory_for_stacks_is_one_sentence(sanitize):
+    limit = "import resource\nused = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()"
+    limit += "\nresource.setrlimit(resource.RLIMIT_AS, (used + (100 << 20), resource.RLIM_INFINITY))"
+    caught = "try:\n    launch()\nexcept mr.DeviceError as error:\n    print(error)\nlaunch(32)"
+    process = python(f"{BARRIER}\nlaunch(32)\n{limit}\n{caught}", MINIRES_SANITIZE=sanitize, MINIRES_NUM_THREADS="1")
+    output, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    assert "kernel k, " in output and "no more stacks for threads: set MINIRES_NUM_THREADS lower" in output
+
+
 def test_a_forked_process_can_launch():
     child = f"if os.fork() == 0:\n    exec('''{ONE_KERNEL}''')\n    os._exit(0)\nassert os.wait()[1] == 0"
     process = python(f"import os\n{ONE_KERNEL}\n{child}", MINIRES_NUM_THREADS="2")

@@ -4,6 +4,7 @@
 #include <pthread.h>
 #include <stdio.h>
 
+#include <algorithm>
 #include <atomic>
 #include <condition_variable>
 #include <mutex>
@@ -105,10 +106,14 @@ __attribute__((constructor)) static void prepare_pool() {
     pthread_atfork(nullptr, nullptr, new_pool);  // a forked child has none of its parent's threads
 }
 
+// At once, if the threads of all blocks wait: each stack is two mappings, and Linux allows a process 65,530.
+constexpr unsigned most_stacks = 16 * minires::most_threads;
+
 // The index of the first block that was stopped, or -1; `message` then says by what.
 extern "C" int64_t minires_run(const minires_kernel* kernel, const unsigned* grid_and_block, void** args, unsigned threads,
                                char* message) {
     const unsigned* g = grid_and_block;
+    threads = std::min(threads, most_stacks / (g[3] * g[4] * g[5]));
     Launch launch{kernel, g, args, uint64_t(g[0]) * g[1] * g[2], threads * 8, message};
     if (threads == 1 || launch.blocks == 1) launch.work();
     else pool->run(launch, threads);

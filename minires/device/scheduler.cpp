@@ -17,15 +17,18 @@ namespace minires {
 
 struct Stop {};
 
-static void* allocate(size_t bytes) {  // whole pages of zeros, which take no memory until they are touched
-    void* const place = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (place == MAP_FAILED) abort();
-    return place;
-}
+struct Owner {  // until the OS thread ends
+    Block* const block = static_cast<Block*>(aligned_alloc(alignof(Block), sizeof(Block)));
+    Owner() { block->fiber_count = block->parked_count = 0; }
+    ~Owner() {
+        for (unsigned i = 0; i < block->fiber_count; ++i) munmap(block->fibers[i].stack, stack_bytes);
+        free(block);
+    }
+};
 
 Block& this_block() {
-    static thread_local Block* const block = static_cast<Block*>(allocate(sizeof(Block)));
-    return *block;
+    static thread_local const Owner owner;
+    return *owner.block;
 }
 
 uint3 index_of(const Block& b, unsigned t) {
@@ -172,9 +175,12 @@ static void renew(Block& b, unsigned i) {
 
 static __attribute__((noinline)) Fiber* take_fiber(Block& b) {
     if (b.parked_count) return b.parked[--b.parked_count];
+    void* const stack = mmap(nullptr, stack_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (stack == MAP_FAILED)
+        minires_stop(b.now, __FILE__, __LINE__, "the system has no more stacks for threads: set MINIRES_NUM_THREADS lower");
+    mprotect(stack, guard_bytes, PROT_NONE);
     const unsigned i = b.fiber_count++;
-    b.fibers[i].stack = static_cast<char*>(allocate(stack_bytes));
-    mprotect(b.fibers[i].stack, guard_bytes, PROT_NONE);
+    b.fibers[i].stack = static_cast<char*>(stack);
     renew(b, i);
     return &b.fibers[i];
 }
@@ -192,12 +198,12 @@ static void renew_fibers(Block& b) {
 }
 
 INLINE void go_to(Block& b, unsigned from, unsigned t) {
-    b.running = t;
     void* context = b.threads[t].context;
     if (!context) {
         b.entered = take_fiber(b);
         context = b.entered->context;
     }
+    b.running = t;
     minires_switch(&b.threads[from].context, context);
 }
 
@@ -232,7 +238,7 @@ static __attribute__((noinline)) void become_fibers(Block& b, unsigned t) {
 
 static void run_as_fibers(Block& b) {
     become_fibers(b, 0);
-    b.first = most_threads;
+    b.first = b.running = most_threads;  // nobody
     b.watcher->reorder(b.turns, b.count);
     b.position = b.count - 1;
 }

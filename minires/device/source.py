@@ -47,7 +47,7 @@ def expand_includes(code: str, replace: Callable[[str], str | None]) -> str:
         if text is None or "\n" not in text:
             return match[0] if text is None else text
         name, line = place_of(code, match.start())
-        return f'{text}#line {line + 1} "{name}"'
+        return f'{text.rstrip()}\n#line {line + 1} "{name}"'
 
     return _INCLUDE.sub(one, code)
 
