@@ -33,7 +33,7 @@ bool ordered(const Touch& before, const Touch& now) {
 }
 
 // Whether it is one; the report then says so.
-bool race(const Array& array, int64_t i, const Touch& before, bool before_writes, const Touch& now, bool writes) {
+bool race(const Array& array, uint64_t c, const Touch& before, bool before_writes, const Touch& now, bool writes) {
     if (ordered(before, now)) return false;
     const uint3 other = index_of(*block, before.thread - 1), grid = *block->now->grid_;
     const unsigned b = before.block;
@@ -43,7 +43,7 @@ bool race(const Array& array, int64_t i, const Touch& before, bool before_writes
              other.z);
     report->pc = now.pc;
     report->other_pc = before.pc;
-    name_array(array, i);
+    name_array(array, int64_t(c * array.cell / array.element));
     return true;
 }
 
@@ -108,12 +108,12 @@ struct Checks : Observer {
         const bool goes_on = a.atomic && same;
         if (suspected && !goes_on) tell(suspicion, "race"), leave();
         suspected = false;
-        for (uint64_t c = begin / array.cell; c <= (begin + a.bytes - 1) / array.cell; ++c) {
+        const uint64_t last = (begin + a.bytes - 1) / array.cell;
+        for (uint64_t c = begin / array.cell; c <= last; ++c) {
             Cell& cell = cells[&array - arrays.data()][c];
-            const int64_t i = int64_t(c * array.cell / array.element);
-            if ((checks & INIT) && !cell.initialized && (!a.writes || a.atomic)) uninitialized(array, i, now);
+            if ((checks & INIT) && !cell.initialized && (!a.writes || a.atomic)) uninitialized(array, c, now);
             if (goes_on) cell.read.atomic = true;
-            if (checks & RACE) look_for_races(array, i, cell, now, a.writes);
+            if (checks & RACE) look_for_races(array, c, cell, now, a.writes);
             if (a.writes) {
                 cell.write = now;
                 cell.initialized = true;
@@ -126,22 +126,22 @@ struct Checks : Observer {
         last_address = a.address;
     }
 
-    void look_for_races(const Array& array, int64_t i, const Cell& cell, const Touch& now, bool writes) {
-        if (race(array, i, cell.write, true, now, writes)) {
+    void look_for_races(const Array& array, uint64_t c, const Cell& cell, const Touch& now, bool writes) {
+        if (race(array, c, cell.write, true, now, writes)) {
             suspected = !writes && cell.write.atomic;
             if (!suspected) fail("race"), leave();
             suspicion = keep_report();
         }
-        if (writes && (race(array, i, cell.read, false, now, true) || race(array, i, cell.other_read, false, now, true)))
+        if (writes && (race(array, c, cell.read, false, now, true) || race(array, c, cell.other_read, false, now, true)))
             fail("race"), leave();
     }
 
     // If somebody writes it before the next barrier, a race explains it better: wait until then.
-    void uninitialized(const Array& array, int64_t i, const Touch& now) {
+    void uninitialized(const Array& array, uint64_t c, const Touch& now) {
         if (pending) return;
         snprintf(report->text, sizeof report->text, "a read of an element that nothing wrote");
         report->pc = now.pc;
-        name_array(array, i);
+        name_array(array, int64_t(c * array.cell / array.element));
         unread = keep_report();
         pending = true;
     }

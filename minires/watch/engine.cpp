@@ -81,18 +81,14 @@ void name_array(const Array& array, int64_t index) {
     snprintf(report->name, sizeof report->name, "%s", array.name ? array.name : "");
 }
 
-static uint64_t distance(const Array& a, const char* address) {
-    return address < a.base ? a.base - address : address < a.base + a.bytes ? 0 : address - (a.base + a.bytes) + 1;
-}
-
-// The array that holds the address, or the one nearest to it. Most often it is the one of before.
-static Array* nearest(const char* address) {
-    static size_t last;
-    if (last >= arrays.size() || distance(arrays[last], address) > 0) {
-        const auto nearer = [&](const Array& a, const Array& b) { return distance(a, address) < distance(b, address); };
-        last = std::min_element(arrays.begin(), arrays.end(), nearer) - arrays.begin();
-    }
-    return arrays.empty() ? nullptr : &arrays[last];
+// The array that holds the address, or the one nearest to it.
+static Array* nearest(const char* address, bool& inside) {
+    for (Array& a : arrays)
+        if (uint64_t(address - a.base) < a.bytes) return inside = true, &a;
+    inside = false;
+    const auto distance = [=](const Array& a) { return address < a.base ? a.base - address : address - a.base - int64_t(a.bytes); };
+    const auto nearer = [=](const Array& a, const Array& b) { return distance(a) < distance(b); };
+    return arrays.empty() ? nullptr : &*std::min_element(arrays.begin(), arrays.end(), nearer);
 }
 
 // Threads take turns at barriers only, so one that looks at a place until another writes there would look for ever.
@@ -119,9 +115,9 @@ static void access(void* where, size_t bytes, bool writes, void* caller, bool at
     if (address >= stack && address < stack + minires::stack_bytes) return;
     look_again(where, caller);
     if (atomic) pass_on(where);
-    Array* array = nearest(address);
+    bool inside;
+    Array* array = nearest(address, inside);
     if (!array) return;
-    const bool inside = distance(*array, address) == 0;
     const auto after = inside ? heap.begin() : heap.upper_bound(address);
     if (after != heap.begin() && address < std::prev(after)->first + std::prev(after)->second) return;
     const minires_state& now = *block->now;
