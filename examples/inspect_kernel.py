@@ -94,8 +94,8 @@ def on_gpus(launch: Launch, beside: tuple[str, ...] = ()) -> dict[str, dict]:
     if not occupancy.has_nvrtc():
         return {}
     found, counted = {}, {space: scaled(launch, space) for space in ("global", "shared")}
+    names, scalar = beside or (launch.kernel,), np.dtype(launch.scalar)
     for name, gpu in occupancy.GPUS.items():
-        names, scalar = beside or (launch.kernel,), np.dtype(launch.scalar)
         used = occupancy.resources(launch.code, names, gpu.architecture, scalar)[launch.kernel]
         warps = occupancy.warps_by_resources(gpu, used, launch.threads, launch.shared_mem)
         floors = occupancy.floors(

@@ -145,7 +145,6 @@ def test_softmax():
 # Evaluation
 
 
-@pytest.mark.no_late
 def test_evaluation_counts_what_it_says(tmp_path, weights):
     result = run("evaluate.py", weights, "--picture", "matrix.png", folder=tmp_path)
     assert result.returncode == 0, result.stderr
@@ -220,7 +219,12 @@ def test_the_shipped_network_is_what_its_metrics_say():
     assert evaluate.WEIGHTS.stat().st_size < 1.2e6
 
 
-# On all real test images: python examples/evaluate.py, in test_documents.py.
+@pytest.mark.no_late
+def test_the_shipped_network_on_real_images(cifar_dir):
+    state, _ = mr.checkpoint.load(evaluate.WEIGHTS)
+    test = mr.cifar.load(cifar_dir).test.first(1000)
+    predicted = evaluate.logits_of(mr.resnet.from_state_dict(state), test).argmax(1)
+    assert (predicted == test.labels).mean() > 0.86
 
 
 def test_the_shipped_network_knows_the_cat(tmp_path):

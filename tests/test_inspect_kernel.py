@@ -76,7 +76,8 @@ def test_a_training_step(tmp_path):
             h100 = row["gpus"]["H100"]
             assert h100["floor_us"] == max(h100["floors_us"].values()) >= 0
             assert 0 < h100["warps_at_grid"] <= h100["warps_by_resources"] <= 64
-    assert re.search(rf"^{sum(r['count'] for r in rows)} launches, ", result.stdout, re.MULTILINE)
+    launches = sum(r["count"] for r in rows)
+    assert 100 <= launches < 200 and re.search(rf"^{launches} launches, ", result.stdout, re.MULTILINE)
     step = sum(r["count"] * r["flops"] for r in rows)
     for row in rows:
         if row["count"] * row["flops"] > step / 100:

@@ -13,6 +13,7 @@ import pytest
 import minires as mr
 
 SCRIPT = Path(__file__).resolve().parent.parent / "examples" / "train_cifar.py"
+NO_SERVER = "http://127.0.0.1:9/"
 
 
 def train(folder, *options, **environment):
@@ -60,7 +61,10 @@ def test_auto_falls_back_loudly_and_writes_everything(tmp_path):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--dataset", "cifar10"], "cannot fetch nowhere://"),
+        (
+            ["--dataset", "cifar10"],
+            f"cannot fetch {NO_SERVER}: no connection, 4 times in a row; give the folder",
+        ),
         (["--dataset", "synthetic", "--depth", "9"], "depth must be 6 n + 2"),
         (["--dataset", "synthetic", "--lr", "nan"], "lr must be finite and at least 0, got nan"),
         (["--dataset", "synthetic", "--lr", "1e30", "--train-size", "300"], "the loss is "),
@@ -71,7 +75,7 @@ def test_auto_falls_back_loudly_and_writes_everything(tmp_path):
     ids=str,
 )
 def test_mistakes_end_in_one_sentence(tmp_path, options, words):
-    result = train(tmp_path, *options)
+    result = train(tmp_path, *options, MINIRES_CIFAR10_URL=NO_SERVER)
     assert result.returncode != 0
     assert words in result.stderr
     assert "Traceback" not in result.stderr

@@ -123,10 +123,9 @@ class Library:
 
     def run(self, name: str, grid: tuple, block: tuple, pointers: ctypes.Array, threads: int) -> tuple[int, str]:
         """Launch a kernel, unwatched. The index of the first block that was stopped, or -1, and what stopped it."""
-        run, message = self.runtime.minires_run, ctypes.create_string_buffer(512)
-        run.restype = ctypes.c_int64
-        geometry = (ctypes.c_uint * 6)(*grid, *block)
-        return run(ctypes.byref(self.kernels[name][1]), geometry, pointers, threads, message), message.value.decode()
+        kernel, message = ctypes.byref(self.kernels[name][1]), ctypes.create_string_buffer(512)
+        stopped = self.runtime.minires_run(kernel, (ctypes.c_uint * 6)(*grid, *block), pointers, threads, message)
+        return stopped, message.value.decode() if stopped >= 0 else ""
 
 
 def compile_library(
@@ -136,6 +135,8 @@ def compile_library(
     # The runtimes first: the kernels' symbols are found in them.
     for sources in (_RUNTIME, *([instruments.runtime] if instruments else [])):
         runtime = ctypes.CDLL(str(_runtime(sources)), mode=ctypes.RTLD_GLOBAL)
+    if not instruments:
+        runtime.minires_run.restype = ctypes.c_int64
     path = build(code, names, scalar, instruments)
     library, loaded, texts = Library(path, runtime), ctypes.CDLL(str(path)), find_kernels(code)
     for i, name in enumerate(names):

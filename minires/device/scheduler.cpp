@@ -162,7 +162,7 @@ static void enter_fiber() {
         b.kernel->one_(b.args);
         finish(b, t);
         t = b.running = next(b);
-        if (t != b.first && !b.threads[t].context) continue;
+        if (!b.threads[t].context) continue;  // it has not begun
         b.parked[b.parked_count++] = self;
         minires_switch(&self->context, b.threads[t].context);
     }

@@ -38,7 +38,7 @@ struct alignas(64) Thread {
     const uint64_t* seen;  // what the lanes of its mask have shown
     uint64_t offered;      // to them
     unsigned mask;         // of a warp primitive; the number of a barrier
-    int line;              // where it waits, told only to a watcher
+    int line;              // where it waits, in `file`
     const char* file;
 };
 
