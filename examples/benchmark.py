@@ -33,7 +33,7 @@ extern "C" __global__ void copy(const float* __restrict__ x, float* __restrict__
     if (i < n) y[i] = x[i];
 }
 extern "C" __global__ void multiply_add(float* __restrict__ x, int rounds) {
-    constexpr int CHAINS = 12, LANES = 16;  // independent sums, that the latency of one does not count
+    constexpr int CHAINS = 16, LANES = 16;  // independent sums, that the latency of one does not count
     float sum[CHAINS][LANES];
     const int i = blockIdx.x * blockDim.x + threadIdx.x;
     for (int c = 0; c < CHAINS; ++c)
@@ -72,7 +72,7 @@ def roofline(repeats: int) -> dict[str, float]:
     copy, multiply_add = (mr.RawKernel(ROOFLINE, name) for name in ("copy", "multiply_add"))
     copying = [seconds(lambda: copy((n // 256,), (256,), (x, y, n))) for _ in range(repeats)]
     adding = [seconds(lambda: multiply_add((threads // 64,), (64,), (x, rounds))) for _ in range(repeats)]
-    return {"gb_per_s": 8 * n / min(copying) / 1e9, "gflop_per_s": 2 * 192 * threads * rounds / min(adding) / 1e9}
+    return {"gb_per_s": 8 * n / min(copying) / 1e9, "gflop_per_s": 2 * 256 * threads * rounds / min(adding) / 1e9}
 
 
 def forward_and_backward(x: mr.Tensor, w: mr.Tensor, dy: mr.Tensor, stride: int, algorithm: str) -> None:
@@ -84,9 +84,9 @@ def convolution_kernels(batch: int, repeats: int) -> list[dict]:
     rows = []
     for c, o, size, stride in CONVOLUTIONS:
         rng = np.random.default_rng(0)
-        x = mr.Tensor(rng.standard_normal((batch, c, size, size)).astype(np.float32), requires_grad=True)
-        w = mr.Tensor(rng.standard_normal((o, c, 3, 3)).astype(np.float32), requires_grad=True)
-        dy = mr.Tensor(rng.standard_normal((batch, o, size // stride, size // stride)).astype(np.float32))
+        x = mr.Tensor(rng.standard_normal((batch, size, size, c)).astype(np.float32), requires_grad=True)
+        w = mr.Tensor(rng.standard_normal((3, 3, c, o)).astype(np.float32), requires_grad=True)
+        dy = mr.Tensor(rng.standard_normal((batch, size // stride, size // stride, o)).astype(np.float32))
         flops = 3 * 2 * batch * o * c * 9 * (size // stride) ** 2
         times: dict[str, list[float]] = {"im2col": [], "auto": []}
         for algorithm in [*times] * (repeats + 1):
@@ -128,16 +128,17 @@ def kernels_of_the_tour(batch: int) -> tuple[list[Callable[[], None]], dict[str,
     def tensor(*shape: int, grad: bool = True) -> mr.Tensor:
         return mr.Tensor(rng.standard_normal(shape).astype(np.float32), requires_grad=grad)
 
-    x, w, dy = tensor(batch, 16, 32, 32), tensor(16, 16, 3, 3), tensor(batch, 16, 32, 32, grad=False)
-    last, norm, logits = tensor(batch, 64, 8, 8), mr.nn.BatchNorm2d(16), tensor(batch, 10)
-    pooled_dy, labels = tensor(batch, 64, 1, 1, grad=False), rng.integers(0, 10, batch)
+    x, w, dy = tensor(batch, 32, 32, 16), tensor(3, 3, 16, 16), tensor(batch, 32, 32, 16, grad=False)
+    last, norm, logits = tensor(batch, 8, 8, 64), mr.nn.BatchNorm2d(16), tensor(batch, 10)
+    pooled_dy, labels = tensor(batch, 1, 1, 64, grad=False), rng.integers(0, 10, batch)
     parameters = mr.resnet.resnet20().parameters()
     for p in parameters:
         p.grad = p.detach()
     optimizer = mr.optim.SGD(parameters, 0.1, momentum=0.9, weight_decay=1e-4)
     images = mr.cifar.synthetic(batch, 1).train
-    a, b, c = (tensor(*shape, grad=False).data for shape in ((16, 144), (batch, 144, 1024), (batch, 16, 1024)))
-    tiled = (1024 // 16, 1, batch), (16, 16), a, b, c, 16, 1024, 144, 0, 144 * 1024, 16 * 1024, batch
+    m, k, o = 1024 * batch, 144, 16  # columns times filters
+    a, b, c = (tensor(*shape, grad=False).data for shape in ((m, k), (k, o), (m, o)))
+    tiled = (1, m // 16), (16, 16), a, b, c, m, o, k, k
     runs = [
         lambda: functional.relu(x).backward(dy),
         lambda: functional.add(x, x).backward(dy),
@@ -152,23 +153,28 @@ def kernels_of_the_tour(batch: int) -> tuple[list[Callable[[], None]], dict[str,
         lambda: functional.conv2d(x, w, None, 1, 1).backward(dy),
     ]
     n, convolution = batch * 16 * 32 * 32, 2 * batch * 16 * 16 * 9 * 32 * 32
-    element = {"relu_forward": 1, "relu_backward": 1, "add_forward": 1, "im2col": 0, "col2im": 9}
-    run = mr.tiles.table().run
-    element |= {f"batchnorm_chunk_statistics<{run}>": 4, f"batchnorm_forward<{run}, false, false>": 3}
-    element |= {f"batchnorm_forward<{run}, true, false>": 4, f"batchnorm_chunk_sums<{run}, true, false>": 5}
-    element |= {f"batchnorm_backward<{run}, true>": 6}
+    run = mr.tiles.run(16, np.dtype(np.float32))
+    element = {"relu_forward": 1, "relu_backward": 1, "add_forward": 1, f"im2col<{run}>": 0, f"col2im<{run}>": 9}
+
+    def columns(kernel: str, *options: bool) -> str:
+        return mr.tiles.columns(batch * 1024, 16, f"batchnorm_{kernel}", *options)[0]
+
+    element |= {columns("chunk_statistics"): 4, columns("forward", False, False): 3, columns("forward", True, False): 4}
+    element |= {columns("chunk_sums", True, False): 5, columns("backward", True): 6}
     flops = {name: k * n for name, k in element.items()}
+    pooled = f"avgpool_{{}}<{mr.tiles.run(64, np.dtype(np.float32))}>"
     flops |= {
         mr.tiles.sgd(59, 36_864)[0]: 6 * 269_722,
-        "avgpool_forward": batch * 64 * 64,
-        "avgpool_backward": batch * 64 * 64,
+        pooled.format("forward"): batch * 64 * 64,
+        pooled.format("backward"): batch * 64 * 64,
     }
     flops |= {"augment": 3 * batch * 3 * 32 * 32, "cross_entropy_forward": 6 * 10 * batch}
     products = ["gemm_tiled<false, false>"]
-    for kind, (m, columns) in {"nn": (16, 1024), "tn": (144, 1024), "nt": (16, 144)}.items():
-        products.append(mr.tiles.gemm(kind, m, columns, batch)[0])
-    products += [mr.tiles.conv(1, turned, batch, 16, 32, 32)[0] for turned in (False, True)]
-    return runs, flops | dict.fromkeys([*products, mr.tiles.weight(1, 32)[0]], convolution)
+    products += [mr.tiles.gemm(m, o, k, False, False)[0], mr.tiles.gemm(m, k, o, False, True)[0]]
+    products += [mr.tiles.gemm(k, o, m, True, False)[0]]
+    shape = batch, 16, 16, (32, 32), 1, np.dtype(np.float32)
+    products += [mr.tiles.conv(*shape, False, False)[0], mr.tiles.weight(*shape)[0]]
+    return runs, flops | dict.fromkeys(products, convolution)
 
 
 def places_on_the_roofline(batch: int, repeats: int, peak: dict[str, float]) -> list[dict]:
@@ -204,7 +210,7 @@ def places_on_the_roofline(batch: int, repeats: int, peak: dict[str, float]) -> 
 
 def batch_of(size: int) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(0)
-    return rng.standard_normal((size, 3, 32, 32)).astype(np.float32), rng.integers(0, 10, size)
+    return rng.standard_normal((size, 32, 32, 3)).astype(np.float32), rng.integers(0, 10, size)
 
 
 def minires_step(batch: int, train: bool = True, wrap: Callable = mr.graph) -> Callable[[], None]:
@@ -234,7 +240,7 @@ def minires_step(batch: int, train: bool = True, wrap: Callable = mr.graph) -> C
 
 
 def torch_steps(batch: int, train: bool = True) -> dict[str, Callable[[], None]]:
-    """The same in PyTorch: eager and channels-last, and on a GPU compiled and in bfloat16 too."""
+    """The same in PyTorch: eager and compiled, channels first and last, and on a GPU in bfloat16 too."""
     import torch
 
     device = mr.get_device()
@@ -243,19 +249,25 @@ def torch_steps(batch: int, train: bool = True) -> dict[str, Callable[[], None]]
     else:
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
         torch.backends.cudnn.benchmark = True
-    variants = ["eager", "channels-last"] + (["compiled, CUDA graphs", "bfloat16"] if device == "cuda" else [])
+    variants = ["eager", "channels-last", "compiled", "compiled channels-last"] + (
+        ["bfloat16"] if device == "cuda" else []
+    )
     return {name: _torch_step(torch, device, name, batch, train) for name in variants}
 
 
 def _torch_step(torch, device: str, variant: str, batch: int, train: bool) -> Callable[[], None]:
     from pytorch_weights import TorchResNet
 
-    layout = torch.contiguous_format if variant == "eager" else torch.channels_last
+    layout = torch.contiguous_format if variant in ("eager", "compiled") else torch.channels_last
     net = TorchResNet().train(train).to(device, memory_format=layout)
     images, labels = (torch.from_numpy(a).to(device) for a in batch_of(batch))
-    x = images.to(memory_format=layout)
+    x = images.permute(0, 3, 1, 2).contiguous(memory_format=layout)
     optimizer = torch.optim.SGD(net.parameters(), 0.1, momentum=0.9, weight_decay=5e-4, nesterov=True)
-    forward = torch.compile(net, mode="reduce-overhead") if variant.startswith("compiled") else net
+    forward = (
+        torch.compile(net, mode="reduce-overhead" if device == "cuda" else None)
+        if variant.startswith("compiled")
+        else net
+    )
 
     def step() -> None:
         with torch.autocast(device, torch.bfloat16, enabled=variant == "bfloat16"), torch.set_grad_enabled(train):

@@ -25,7 +25,7 @@ except ImportError:
 
 
 def read_picture(path: str) -> np.ndarray:
-    """The middle square of a picture as (3, 32, 32) uint8. Raises ValueError where it cannot be read."""
+    """The middle square of a picture as (32, 32, 3) uint8. Raises ValueError where it cannot be read."""
     try:
         with Image.open(path) as picture:
             upright = to_rgb(ImageOps.exif_transpose(picture))
@@ -33,7 +33,7 @@ def read_picture(path: str) -> np.ndarray:
         reason = getattr(error, "strerror", None) or error
         raise ValueError(f"cannot read the picture {path}: {reason}") from None
     square = ImageOps.fit(upright, (32, 32), Image.Resampling.LANCZOS)
-    return np.ascontiguousarray(np.asarray(square).transpose(2, 0, 1))
+    return np.asarray(square)
 
 
 def to_rgb(picture: Image.Image) -> Image.Image:

@@ -23,9 +23,9 @@ extern "C" __global__ void adam_step(float* w, const float* g, float* m, float* 
 }
 
 // 4. The gradient of max pooling with 2 x 2 windows and stride 2: dy goes to the largest pixel of its window, the first
-// of equal ones, and 0 to the others. x and dx are `planes` of H x W, both even; a thread a pixel of dx, so that no two
+// of equal ones, and 0 to the others. x and dx are N x H x W x C, H and W even; a thread an element of dx, so that no two
 // threads write to one place. (kernels/avgpool.cu)
-extern "C" __global__ void max_pool2x2_backward(const float* x, const float* dy, float* dx, int planes, int H, int W) {
+extern "C" __global__ void max_pool2x2_backward(const float* x, const float* dy, float* dx, int N, int H, int W, int C) {
 }
 
 // 5. Dropout: y[i] = 0 with probability p, that is where dice(seed, i) < p, else x[i] / (1 - p). The dice are a hash of
@@ -43,10 +43,9 @@ extern "C" __global__ void dropout(const float* x, float* y, float p, unsigned l
 }
 
 // 6. im2col with gaps, for a K x K kernel without padding:
-//   columns[(c, ky, kx), (oy, ox)] = x[c, oy + ky * dilation, ox + kx * dilation]
-// A row of `columns` a block in x, 128 threads, and enough blocks in y. (kernels/im2col.cu)
-extern "C" __global__ void im2col_dilated(const float* x, float* columns, int H, int W, int K, int OH, int OW,
-                                          int dilation) {
+//   columns[(oy, ox), (ky, kx, c)] = x[oy + ky * dilation, ox + kx * dilation, c]
+// An output pixel, which is a row of `columns`, a block, and 32 threads. (kernels/im2col.cu)
+extern "C" __global__ void im2col_dilated(const float* x, float* columns, int W, int C, int K, int OW, int dilation) {
 }
 
 // 7. *largest = the largest of n numbers, by one block of 256 threads. Use __shfl_down_sync inside a warp and shared
@@ -71,8 +70,8 @@ extern "C" __global__ void transpose(const float* x, float* y, int H, int W) {
 }
 
 // 11. A 3 x 3 convolution of each channel by itself, with 0 outside of the image:
-//   y[c, i, j] = sum_{ky, kx} w[c, ky, kx] x[c, i + ky - 1, j + kx - 1]
-// A block of (32, 8) threads computes 8 x 32 pixels of channel blockIdx.z. First it fetches these and their halo, 10 x
-// 34, into shared memory. (kernels/conv2d.cu)
+//   y[i, j, c] = sum_{ky, kx} w[ky, kx, c] x[i + ky - 1, j + kx - 1, c]
+// There are 32 channels. A block of (32, 8) threads computes 8 pixels of row blockIdx.y. First it fetches these and their
+// halo, 3 x 10 pixels, into shared memory. (kernels/conv3x3.cu)
 extern "C" __global__ void depthwise3x3(const float* x, const float* w, float* y, int H, int W) {
 }

@@ -57,11 +57,15 @@ def adam_step(rng: np.random.Generator) -> Case:
 
 
 def max_pool2x2_backward(rng: np.random.Generator) -> Case:
-    x, dy = rng.integers(0, 4, (3, 8, 10)).astype(float), rng.standard_normal((3, 4, 5))  # few values: many are equal
-    windows = x.reshape(3, 4, 2, 5, 2).transpose(0, 1, 3, 2, 4).reshape(3, 4, 5, 4)
-    chosen = np.eye(4)[windows.argmax(-1)] * dy[..., None]
-    dx = chosen.reshape(3, 4, 5, 2, 2).transpose(0, 1, 3, 2, 4).reshape(x.shape)
-    return Case((2,), (128,), (x, dy, x.shape, 3, 8, 10), {2: dx})
+    n, h, w, c = 2, 8, 10, 3
+    x, dy = (
+        rng.integers(0, 4, (n, h, w, c)).astype(float),
+        rng.standard_normal((n, h // 2, w // 2, c)),
+    )  # many are equal
+    split = x.reshape(n, h // 2, 2, w // 2, 2, c).transpose(0, 1, 3, 5, 2, 4)
+    chosen = np.eye(4)[split.reshape(*dy.shape, 4).argmax(-1)] * dy[..., None]
+    dx = chosen.reshape(split.shape).transpose(0, 1, 4, 2, 5, 3).reshape(x.shape)
+    return Case((4,), (128,), (x, dy, x.shape, n, h, w, c), {2: dx})
 
 
 def dropout(rng: np.random.Generator) -> Case:
@@ -78,11 +82,11 @@ def dropout(rng: np.random.Generator) -> Case:
 
 
 def im2col_dilated(rng: np.random.Generator) -> Case:
-    c, h, w, k, dilation = 2, 13, 17, 3, 2
-    x, oh, ow = rng.standard_normal((c, h, w)), h - (k - 1) * dilation, w - (k - 1) * dilation
+    c, h, w, k, dilation = 5, 13, 17, 3, 2
+    x, oh, ow = rng.standard_normal((h, w, c)), h - (k - 1) * dilation, w - (k - 1) * dilation
     shifts = [(i * dilation, j * dilation) for i in range(k) for j in range(k)]
-    columns = np.stack([plane[i : i + oh, j : j + ow] for plane in x for i, j in shifts])
-    return Case((c * k * k, 1), (128,), (x, columns.shape, h, w, k, oh, ow, dilation), {1: columns})
+    columns = np.stack([x[i : i + oh, j : j + ow] for i, j in shifts], axis=2).reshape(oh * ow, k * k * c)
+    return Case((oh * ow,), (32,), (x, columns.shape, w, c, k, ow, dilation), {1: columns})
 
 
 def block_max(rng: np.random.Generator) -> Case:
@@ -108,11 +112,11 @@ def transpose(rng: np.random.Generator, h: int = 37, w: int = 50) -> Case:
     return Case((-(-w // 32), -(-h // 32)), (32, 8), (x, (w, h), h, w), {1: x.T})
 
 
-def depthwise3x3(rng: np.random.Generator, h: int = 20, w: int = 45) -> Case:
-    x, weight = rng.standard_normal((3, h, w)), rng.standard_normal((3, 3, 3))
-    padded = np.pad(x, ((0, 0), (1, 1), (1, 1)))
-    y = sum(weight[:, i, j, None, None] * padded[:, i : i + h, j : j + w] for i in range(3) for j in range(3))
-    return Case((-(-w // 32), -(-h // 8), 3), (32, 8), (x, weight, x.shape, h, w), {2: y})
+def depthwise3x3(rng: np.random.Generator, h: int = 11, w: int = 21) -> Case:
+    x, weight = rng.standard_normal((h, w, 32)), rng.standard_normal((3, 3, 32))
+    padded = np.pad(x, ((1, 1), (1, 1), (0, 0)))
+    y = sum(weight[i, j] * padded[i : i + h, j : j + w] for i in range(3) for j in range(3))
+    return Case((-(-w // 8), h), (32, 8), (x, weight, x.shape, h, w), {2: y})
 
 
 EXERCISES: dict[str, Callable[..., Case]] = {

@@ -54,7 +54,7 @@ def stage_step(stage: int, batch: int) -> Callable[[], None]:
     """Forward and backward of the blocks that a stage of ResNet-20 is made of; stage 0 is the first convolution."""
     c, o, size, stride = STAGES[stage]
     x = mr.Tensor(
-        np.random.default_rng(0).standard_normal((batch, c, size, size)).astype(np.float32), requires_grad=True
+        np.random.default_rng(0).standard_normal((batch, size, size, c)).astype(np.float32), requires_grad=True
     )
     if stage == 0:
         blocks = [mr.nn.Conv2d(c, o, 3, padding=1), mr.nn.BatchNorm2d(o)]
@@ -72,9 +72,11 @@ def flops(launch: Launch) -> int:
     """Of arithmetic that a launch of a kernel of kernels/ does; a rough count a value where that hardly matters."""
     a, base = launch.arguments, launch.kernel.split("<")[0]
     if base in ("conv3x3", "conv3x3_weight", "conv3x3_strided_gradient"):  # nine taps a pair of channels and pixel of y
-        return 2 * 9 * a["C"] * int(np.prod(a["y"] if base == "conv3x3" else a["dy"]))
+        filters = a["w"] if base == "conv3x3" else a["parts"][1:] if base == "conv3x3_weight" else a["turned"]
+        pixels = a["y"] if base == "conv3x3" else a["dy"]
+        return 2 * int(np.prod(filters)) * int(np.prod(pixels[:3]))
     if base.startswith("gemm"):
-        return 2 * a["M"] * a["N"] * a["K"] * a["batch"]
+        return 2 * a["M"] * a["N"] * a["K"]
     largest = max((int(np.prod(v)) for v in a.values() if isinstance(v, tuple)), default=0)
     return largest * (10 if base.startswith("batchnorm") else 2)
 
@@ -132,6 +134,9 @@ def step_report(batch: int) -> dict:
         counts = {space: scaled(one, space) for space in ("global", "shared")}
         geometry = {"kernel": kernel, "grid": grid, "block": block, "count": len(launches)}
         gpus = on_gpus(one, tuple(sorted(kernels[one.code])))
+        geometry["words"] = (
+            sum(a.lanes * a.bytes // 4 for a in one.accesses if a.kind == "load") * one.blocks // one.blocks_counted
+        )
         rows.append(geometry | {"flops": flops(one), "blocks_counted": one.blocks_counted} | counts | {"gpus": gpus})
     return {"batch": batch, "launches": rows}
 
@@ -141,19 +146,19 @@ def ratio(counts: dict[str, int], over: str, under: str) -> str:
 
 
 def step_table(report: dict) -> str:
-    head = f"{'kernel':36}{'grid':>16}{'block':>10}{'count':>6}{'lanes':>6}{'sectors':>8}{'wavefr.':>8}{'MFLOP':>8}"
+    head = f"{'grid':>16}{'block':>10}{'count':>6}{'lanes':>6}{'sectors':>8}{'wavefr.':>8}{'MFLOP':>8}"
     gpus = list(report["launches"][0]["gpus"])
-    head += "".join(f"{name + ' regs, warps, >= us':>28}" for name in gpus)
+    head += "".join(f"{name + ' regs, warps, >= us':>28}" for name in gpus) + "  kernel"
     lines = [head]
     for row in report["launches"]:
         requests = row["global"]["requests"] + row["shared"]["requests"]
         lanes = (row["global"]["lanes"] + row["shared"]["lanes"]) / max(requests, 1)
-        line = f"{row['kernel']:36}{'x'.join(map(str, row['grid'])):>16}{'x'.join(map(str, row['block'])):>10}"
+        line = f"{'x'.join(map(str, row['grid'])):>16}{'x'.join(map(str, row['block'])):>10}"
         line += f"{row['count']:6}{lanes:6.1f}{ratio(row['global'], 'sectors', 'sectors_least'):>8}"
         line += f"{ratio(row['shared'], 'wavefronts', 'wavefronts_least'):>8}{row['flops'] / 1e6:8.1f}"
         for gpu in row["gpus"].values():
             line += f"{gpu['registers']:12} {gpu['warps_at_grid']:7.1f} {gpu['floor_us']:7.1f}"
-        lines.append(line)
+        lines.append(f"{line}  {mr.device.named(row['kernel'])}")
     launches = sum(row["count"] for row in report["launches"])
     total = sum(row["count"] * row["flops"] for row in report["launches"])
     lines.append(f"{launches} launches, {total / 1e9:.2f} GFLOP")
@@ -197,7 +202,8 @@ def touched_lines(launch: Launch, file: str, length: int) -> tuple[int, int]:
 
 def listing(launch: Launch, code: str | None) -> str:
     lines = [
-        f"{launch.kernel}, grid {launch.grid}, block {launch.block}: {launch.blocks_counted} blocks of {launch.blocks} counted"
+        f"{mr.device.named(launch.kernel, launch.code)}, grid {launch.grid}, block {launch.block}: "
+        f"{launch.blocks_counted} blocks of {launch.blocks} counted"
     ]
     for name, source in source_of(launch, code).items():
         lines.append(f"\n{name}")
@@ -232,7 +238,7 @@ def page(launch: Launch, code: str | None) -> str:
         jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
         .from_string(template)
         .render(
-            title=f"{launch.kernel}: what a GPU would do",
+            title=f"{mr.device.named(launch.kernel, launch.code)}: what a GPU would do",
             launch=launch,
             totals=[launch.total("global"), launch.total("shared")],
             occupancy=on_gpus(launch),

@@ -10,14 +10,14 @@ library and not in the other, and the gradients differ by 1e-3 at that step, and
 
 import numpy as np
 import torch
-from pytorch_weights import TorchResNet
+from pytorch_weights import TorchResNet, channels_first
 
 import minires as mr
 
 
 def main() -> None:
     rng = np.random.default_rng(0)
-    images, labels = rng.standard_normal((16, 3, 32, 32)), rng.integers(0, 10, 16)
+    images, labels = rng.standard_normal((16, 32, 32, 3)), rng.integers(0, 10, 16)
 
     mr.manual_seed(0)
     ours = mr.resnet.resnet20().to(np.float64)
@@ -32,11 +32,13 @@ def main() -> None:
     print(f"{'step':>4}{'minires loss':>15}{'PyTorch loss':>15}{'gradients differ by':>22}")
     for step in range(1, 4):
         our_loss = mr.functional.cross_entropy(ours(mr.Tensor(images)), labels)
-        their_loss = torch.nn.functional.cross_entropy(theirs(torch.from_numpy(images)), torch.from_numpy(labels))
+        logits = theirs(channels_first(images))
+        their_loss = torch.nn.functional.cross_entropy(logits, torch.from_numpy(labels))
         for optimizer, loss in ((our_optimizer, our_loss), (their_optimizer, their_loss)):
             optimizer.zero_grad()
             loss.backward()
-        pairs = [(a.grad.numpy(), b.grad.numpy()) for a, b in zip(ours.parameters(), theirs.parameters(), strict=True)]
+        gradients = zip(ours.parameters(), theirs.parameters(), strict=True)
+        pairs = [(mr.tensor.channels_first(a.grad.numpy()), b.grad.numpy()) for a, b in gradients]
         # Of one number: how far apart all gradients are, as vectors, against their length.
         difference = np.sqrt(sum(((a - b) ** 2).sum() for a, b in pairs) / sum((b**2).sum() for _, b in pairs))
         print(f"{step:4}{our_loss.item():15.9f}{their_loss.item():15.9f}{difference:22.1e}")

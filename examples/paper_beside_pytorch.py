@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import pictures
 import torch
-from pytorch_weights import TorchResNet
+from pytorch_weights import TorchResNet, channels_first
 
 import minires as mr
 
@@ -58,7 +58,7 @@ def theirs(state: dict[str, np.ndarray]) -> Callable[[np.ndarray, np.ndarray], f
     optimizer = torch.optim.SGD(net.parameters(), **PAPER)
 
     def step(images: np.ndarray, labels: np.ndarray) -> float:
-        loss = torch.nn.functional.cross_entropy(net(torch.from_numpy(images)), torch.from_numpy(labels).long())
+        loss = torch.nn.functional.cross_entropy(net(channels_first(images)), torch.from_numpy(labels).long())
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

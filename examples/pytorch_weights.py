@@ -57,6 +57,11 @@ class TorchResNet(torch.nn.Module):
         return self.fc(self.layer3(self.layer2(self.layer1(x))).mean((2, 3)))
 
 
+def channels_first(images: np.ndarray) -> torch.Tensor:
+    """Images N x H x W x C, as minires has them, for PyTorch: N x C x H x W, the same memory."""
+    return torch.from_numpy(images).permute(0, 3, 1, 2)
+
+
 def main() -> None:
     theirs, ours = TorchResNet().eval(), mr.resnet.resnet20().eval()
 
@@ -66,9 +71,10 @@ def main() -> None:
 
     arrays, _ = mr.checkpoint.load("from-pytorch.safetensors")
     ours.load_state_dict({name.replace("linear.", "fc."): array for name, array in arrays.items()})
-    images = np.random.default_rng(0).standard_normal((4, 3, 32, 32)).astype(np.float32)
+    images = np.random.default_rng(0).standard_normal((4, 32, 32, 3)).astype(np.float32)
     with mr.no_grad(), torch.no_grad():
-        difference = abs(ours(mr.Tensor(images)).numpy() - theirs(torch.from_numpy(images)).numpy()).max()
+        logits = theirs(channels_first(images)).numpy()
+        difference = abs(ours(mr.Tensor(images)).numpy() - logits).max()
     print(f"from PyTorch: the largest difference between their logits is {difference:.2g}")
 
     mr.checkpoint.save("to-pytorch.safetensors", ours.state_dict())

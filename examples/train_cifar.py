@@ -422,7 +422,7 @@ def hold(out: Path) -> None:
 
 def draw_network(run: Run, data: mr.cifar.Dataset) -> None:
     """What the network has learned: its first filters, and some of its answers."""
-    pictures.filters(run.net.conv1.weight.numpy(), run.out / "filters.png")
+    pictures.filters(run.net.state_dict()["conv1.weight"], run.out / "filters.png")
     some = data.test.first(min(250, len(data.test.labels)))
     predicted = logits_of(run.net, some).argmax(1)
     pictures.predictions(some.images, some.labels, predicted, data.classes, run.out / "predictions.png")

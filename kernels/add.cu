@@ -1,13 +1,14 @@
 // The residual connection: addition, and the parameter-free shortcut for blocks that change the shape.
 //
 //   add:       c[i] = a[i] + b[i]; both gradients are dc. Gradients of a tensor that is used twice are added by it too.
-//   sum_over_batch:  sum[i] = sum_n parts[n, i], n ascending
-//   shortcut:  y[n, o, oy, ox] = x[n, o - before, oy * stride, ox * stride]   where that channel exists, else 0
-//              the transpose: dx[n, c, iy, ix] = dy[n, c + before, iy / stride, ix / stride] where stride divides both
+//   shortcut:  y[n, oy, ox, o] = x[n, oy * stride, ox * stride, o - before]   where that channel exists, else 0
+//              the transpose: dx[n, iy, ix, c] = dy[n, iy / stride, ix / stride, c + before] where stride divides both,
+//              plus what is known of dx from elsewhere, if anything is
 //
-// x is N x C x H x W, y is N x O x ceil(H / stride) x ceil(W / stride), and before = (O - C) / 2 of the O - C channels
+// x is N x H x W x C, y is N x ceil(H / stride) x ceil(W / stride) x O, and before = (O - C) / 2 of the O - C channels
 // of zeros stand in front.
-// Launch: add has one element a thread; the shortcut has one plane of what it writes a block in x and one element a thread.
+// Launch: add has one element a thread. In the shortcut a thread has RUN neighbouring channels of a pixel that it writes, which
+// lie side by side: runs in x, pixels in y. RUN, a power of two, divides C, O and `before`.
 // Bytes: 3 (add) or 2 (shortcut) elements moved for each one. Limit: memory.
 // Source: K. He et al., "Deep Residual Learning for Image Recognition", 2015, section 3.3, option (A).
 #include "common.cuh"
@@ -18,34 +19,26 @@ extern "C" __global__ void add_forward(const scalar_t* __restrict__ a, const sca
     if (i < n) c[i] = a[i] + b[i];
 }
 
-// sum[i] = sum over n of parts[n, i], n ascending. Launch: one element a thread.
-extern "C" __global__ void sum_over_batch(const scalar_t* __restrict__ parts, scalar_t* __restrict__ sum, int N,
-                                          int count) {
-    const int i = blockIdx.x * blockDim.x + threadIdx.x;
-    if (i >= count) return;
-    scalar_t total = 0;
-    for (int n = 0; n < N; ++n) total += parts[(long long)n * count + i];
-    sum[i] = total;
+template <int RUN>
+__global__ void shortcut_forward(const scalar_t* __restrict__ x, scalar_t* __restrict__ y, int pixels, int C, int H, int W,
+                                 int O, int OH, int OW, int stride) {
+    const int p = blockIdx.x * blockDim.y + threadIdx.y, n = p / OW / OH;  // (n, oy, ox)
+    const int o = (blockIdx.y * blockDim.x + threadIdx.x) * RUN, c = o - (O - C) / 2;
+    if (p >= pixels || o >= O) return;
+    const scalar_t* from = x + (((long long)n * H + p / OW % OH * stride) * W + p % OW * stride) * C + c;
+    store(y + (long long)p * O + o, c >= 0 && c < C ? load<RUN>(from) : Run<RUN>{});
 }
 
-// The stride is a template's argument: where divisors are known, a CPU's compiler makes vectors of neighbouring pixels.
-template <int STRIDE>
-__global__ void shortcut_forward(const scalar_t* __restrict__ x, scalar_t* __restrict__ y, int C, int H, int W, int O,
-                                 int OH, int OW) {
-    const long long plane = blockIdx.x, n = plane / O;  // (n, o)
-    const int oy = blockIdx.y * blockDim.y + threadIdx.y, ox = blockIdx.z * blockDim.x + threadIdx.x;
-    if (oy >= OH || ox >= OW) return;
-    const int c = plane % O - (O - C) / 2;
-    const scalar_t* from = x + ((n * C + c) * H + oy * STRIDE) * W;
-    y[(plane * OH + oy) * OW + ox] = c >= 0 && c < C ? from[ox * STRIDE] : scalar_t(0);
-}
-
-template <int STRIDE>
-__global__ void shortcut_backward(const scalar_t* __restrict__ dy, scalar_t* __restrict__ dx, int C, int H, int W, int O,
-                                  int OH, int OW) {
-    const long long plane = blockIdx.x, n = plane / C, o = plane % C + (O - C) / 2;  // (n, c)
-    const int iy = blockIdx.y * blockDim.y + threadIdx.y, ix = blockIdx.z * blockDim.x + threadIdx.x;
-    if (iy >= H || ix >= W) return;
-    const scalar_t* from = dy + ((n * O + o) * OH + iy / STRIDE) * OW;
-    dx[(plane * H + iy) * W + ix] = iy % STRIDE == 0 && ix % STRIDE == 0 ? from[ix / STRIDE] : scalar_t(0);
+template <int RUN>
+__global__ void shortcut_backward(const scalar_t* __restrict__ dy, const scalar_t* __restrict__ known,
+                                  scalar_t* __restrict__ dx, int pixels, int C, int H, int W, int O, int OH, int OW,
+                                  int stride) {
+    const int p = blockIdx.x * blockDim.y + threadIdx.y, n = p / W / H;  // (n, iy, ix)
+    const int c = (blockIdx.y * blockDim.x + threadIdx.x) * RUN, iy = p / W % H, ix = p % W;
+    if (p >= pixels || c >= C) return;
+    const scalar_t* from = dy + (((long long)n * OH + iy / stride) * OW + ix / stride) * O + c + (O - C) / 2;
+    const bool was_read = iy % stride == 0 && ix % stride == 0;
+    Run<RUN> sum = was_read ? load<RUN>(from) : Run<RUN>{};
+    if (known) add_to(sum, load<RUN>(known + (long long)p * C + c));
+    store(dx + (long long)p * C + c, sum);
 }

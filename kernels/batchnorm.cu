@@ -1,20 +1,23 @@
-// Batch normalisation over the channels of x, N x C x P with P = H * W:
+// Batch normalisation over the channels of x, an M x C matrix with M = N * H * W:
 //
-//   y[n, c, p] = (x[n, c, p] - mean[c]) * invstd[c] * weight[c] + bias[c],     invstd = 1 / sqrt(variance + eps)
+//   y[m, c] = (x[m, c] - mean[c]) * invstd[c] * weight[c] + bias[c],     invstd = 1 / sqrt(variance + eps)
 //
-// In training, mean and (biased) variance are those of the M = N * P values of a channel. With xhat the normalised x:
+// In training, mean and (biased) variance are those of the M values of a channel. With xhat the normalised x:
 //
-//   d_bias[c]   = sum_{n,p} dy            d_weight[c] = sum_{n,p} dy * xhat
+//   d_bias[c]   = sum_m dy            d_weight[c] = sum_m dy * xhat
 //   dx          = weight * invstd * (dy - d_bias / M - xhat * d_weight / M)
 //
 // In evaluation mean and variance are constants, the running ones, and dx = weight * invstd * dy.
 //
-// A channel is too much for one block and too little for a grid, so its images are cut into chunks. Forward and backward
-// are two launches each: in the first, a block reduces a chunk to a mean and a sum of squared deviations, or to the two
-// sums above; in the second it puts the chunks' results together, from first to last, which every block does for itself,
-// and transforms its chunk. Launch, of all: grid (C, chunks), a block a chunk of one channel.
+// The rows are cut into chunks. Forward and backward are two launches each: in the first, a block reduces its columns of a
+// chunk to a mean and a sum of squared deviations, or to the two sums above; in the second it puts the chunks' results
+// together, which every block does for itself, and transforms its share. All of these are sums of columns: see Strip in
+// common.cuh. Launch, of all: grid (ceil(C / columns), chunks of `rows` rows); RUN is a power of two that divides C.
+//
 // The variance is never E[x^2] - E[x]^2, which cancels: a chunk is passed over twice, first for its mean, then for the
-// squared deviations from it (the second time out of the cache), and chunks are joined by Chan's formula.
+// squared deviations from it (the second time out of the cache). Of chunks k with n_k rows then
+//
+//   mean = sum_k n_k mean_k / M          M variance = sum_k (m2_k + n_k (mean_k - mean)^2)
 //
 // Fused: y = relu(batchnorm(x)) (RELU) and y = relu(batchnorm(x) + residual) (ADD too). What batchnorm, add and relu write
 // for one another to read then stays in a register. Forward passes over memory fall from 4 to 2, with the residual from 7
@@ -28,40 +31,33 @@
 // Algorithm for Computing Sample Variances", 1979. The running variance is unbiased, as in PyTorch.
 #include "common.cuh"
 
-// The chunk that a block works on: planes images of channel c, P values each, the first of which is at `first`.
-struct Chunk {
-    int c, planes, P;
-    long long first, stride;
-    __device__ Chunk(int N, int C, int P, int images_per_chunk) : c(blockIdx.x), P(P) {
-        const int begin = blockIdx.y * images_per_chunk;
-        planes = min(images_per_chunk, N - begin);
-        first = ((long long)begin * C + c) * P;
-        stride = (long long)C * P;
-    }
-};
+// The share of a chunk, blockIdx.y, that a block works on.
+template <int RUN> __device__ inline Strip<RUN> chunk_of(long long M, int C, int columns, long long rows) {
+    const long long begin = blockIdx.y * rows;
+    return Strip<RUN>(C, columns, begin, min(begin + rows, M));
+}
 
-// Mean and sum of squared deviations of each chunk.
+// Mean and sum of squared deviations of each chunk: chunk_mean and chunk_m2 are chunks x C.
 template <int RUN>
 __global__ void batchnorm_chunk_statistics(const scalar_t* __restrict__ x, scalar_t* __restrict__ chunk_mean,
-                                           scalar_t* __restrict__ chunk_m2, int N, int C, int P, int images_per_chunk) {
-    const Chunk chunk(N, C, P, images_per_chunk);
-    scalar_t sums[RUN] = {}, squares[RUN] = {};
-    for_each_run<RUN>(chunk.planes, P, chunk.first, chunk.stride, [&](long long i, int n) {
-        for (int j = 0; j < n; ++j) sums[j] += x[i + j];
+                                           scalar_t* __restrict__ chunk_m2, long long M, int C, int columns,
+                                           long long rows) {
+    __shared__ scalar_t mean[1][Strip<RUN>::MOST], m2[1][Strip<RUN>::MOST];
+    const Strip<RUN> strip = chunk_of<RUN>(M, C, columns, rows);
+    strip.sum(mean, [&](long long, long long i, int) { return Terms<1>{x[i]}; });
+    for (int c = threadIdx.x; c < strip.columns; c += blockDim.x) mean[0][c] /= strip.end - strip.begin;
+    __syncthreads();
+    strip.sum(m2, [&](long long, long long i, int c) {
+        const scalar_t deviation = x[i] - mean[0][c];
+        return Terms<1>{deviation * deviation};
     });
-    const scalar_t mean = block_sum(sums) / (scalar_t(chunk.planes) * P);
-    for_each_run<RUN>(chunk.planes, P, chunk.first, chunk.stride, [&](long long i, int n) {
-        for (int j = 0; j < n; ++j) squares[j] += (x[i + j] - mean) * (x[i + j] - mean);
-    });
-    const scalar_t m2 = block_sum(squares);
-    if (threadIdx.x == 0) {
-        chunk_mean[blockIdx.y * C + chunk.c] = mean;
-        chunk_m2[blockIdx.y * C + chunk.c] = m2;
+    for (int c = threadIdx.x; c < strip.columns; c += blockDim.x) {
+        chunk_mean[(long long)blockIdx.y * C + strip.c0 + c] = mean[0][c];
+        chunk_m2[(long long)blockIdx.y * C + strip.c0 + c] = m2[0][c];
     }
 }
 
-// dy where z = y's value before the ReLU, or y itself, is positive. NaN lets it through, as in relu_backward. The
-// argument is loaded in any case: g++ makes no vectors of a load behind a condition.
+// dy where z = y's value before the ReLU, or y itself, is positive. NaN lets it through, as in relu_backward.
 __device__ inline scalar_t behind_relu(scalar_t z, scalar_t dy) { return z <= 0 ? scalar_t(0) : dy; }
 
 // Joins the chunks' statistics, or takes the running ones, and normalises. The first block of a channel writes down mean
@@ -72,35 +68,35 @@ __global__ void batchnorm_forward(const scalar_t* __restrict__ x, const scalar_t
                                   scalar_t* __restrict__ invstd, scalar_t* __restrict__ running_mean,
                                   scalar_t* __restrict__ running_var, const scalar_t* __restrict__ weight,
                                   const scalar_t* __restrict__ bias, const scalar_t* __restrict__ residual,
-                                  scalar_t* __restrict__ y, int N, int C, int P, int images_per_chunk, int training,
+                                  scalar_t* __restrict__ y, long long M, int C, int columns, long long rows, int training,
                                   scalar_t momentum, scalar_t eps) {
-    const Chunk chunk(N, C, P, images_per_chunk);
-    const int c = chunk.c;
-    scalar_t count = 0, m = 0, m2 = 0;
-    for (int k = 0; training && k < gridDim.y; ++k) {
-        const scalar_t more = scalar_t(min(images_per_chunk, N - k * images_per_chunk)) * P;
-        const scalar_t delta = chunk_mean[k * C + c] - m, total = count + more;
-        m += delta * (more / total);
-        m2 += chunk_m2[k * C + c] + delta * delta * (count * more / total);
-        count = total;
+    __shared__ scalar_t means[1][Strip<RUN>::MOST], variances[1][Strip<RUN>::MOST];
+    const Strip<RUN> strip = chunk_of<RUN>(M, C, columns, rows), chunks(C, columns, 0, training ? gridDim.y : 0);
+    chunks.sum(means, [&](long long k, long long i, int) {
+        return Terms<1>{chunk_mean[i] * (scalar_t(min(rows, M - k * rows)) / M)};
+    });
+    chunks.sum(variances, [&](long long k, long long i, int c) {
+        const scalar_t delta = chunk_mean[i] - means[0][c];
+        return Terms<1>{(chunk_m2[i] + delta * delta * min(rows, M - k * rows)) / M};
+    });
+    for (int c = threadIdx.x; c < strip.columns; c += blockDim.x) {
+        const int channel = strip.c0 + c;
+        const scalar_t m = training ? means[0][c] : running_mean[channel];
+        const scalar_t variance = training ? variances[0][c] : running_var[channel];
+        means[0][c] = m;
+        variances[0][c] = 1 / sqrt(variance + eps);
+        if (blockIdx.y > 0) continue;
+        mean[channel] = m;
+        invstd[channel] = variances[0][c];
+        if (!training) continue;
+        running_mean[channel] = (1 - momentum) * running_mean[channel] + momentum * m;
+        running_var[channel] = (1 - momentum) * running_var[channel] + momentum * variance * (scalar_t(M) / (M - 1));
     }
-    m = training ? m : running_mean[c];
-    const scalar_t inverse = 1 / sqrt((training ? m2 / count : running_var[c]) + eps);
-    if (blockIdx.y == 0 && threadIdx.x == 0) {
-        mean[c] = m;
-        invstd[c] = inverse;
-        if (training) {
-            running_mean[c] = (1 - momentum) * running_mean[c] + momentum * m;
-            running_var[c] = (1 - momentum) * running_var[c] + momentum * (m2 / (count - 1));
-        }
-    }
-    const scalar_t scale = inverse * weight[c], shift = bias[c];
-    for_each_run<RUN>(chunk.planes, P, chunk.first, chunk.stride, [&](long long i, int n) {
-        for (int j = 0; j < n; ++j) {
-            scalar_t z = normalised(x[i + j], m, scale, shift);
-            if (ADD) z += residual[i + j];
-            y[i + j] = RELU && z <= 0 ? scalar_t(0) : z;
-        }
+    __syncthreads();
+    strip.each([&](long long, long long i, int c) {
+        scalar_t z = normalised(x[i], means[0][c], variances[0][c] * weight[strip.c0 + c], bias[strip.c0 + c]);
+        if (ADD) z += residual[i];
+        y[i] = RELU && z <= 0 ? scalar_t(0) : z;
     });
 }
 
@@ -110,24 +106,21 @@ __global__ void batchnorm_chunk_sums(const scalar_t* __restrict__ x, const scala
                                      const scalar_t* __restrict__ dy, const scalar_t* __restrict__ mean,
                                      const scalar_t* __restrict__ invstd, const scalar_t* __restrict__ weight,
                                      const scalar_t* __restrict__ bias, scalar_t* __restrict__ dz,
-                                     scalar_t* __restrict__ chunk_dy, scalar_t* __restrict__ chunk_dy_xhat, int N, int C,
-                                     int P, int images_per_chunk) {
-    const Chunk chunk(N, C, P, images_per_chunk);
-    const scalar_t m = mean[chunk.c], inverse = invstd[chunk.c], scale = inverse * weight[chunk.c], shift = bias[chunk.c];
-    scalar_t sums[RUN] = {}, products[RUN] = {};
-    for_each_run<RUN>(chunk.planes, P, chunk.first, chunk.stride, [&](long long i, int n) {
-        for (int j = 0; j < n; ++j) {
-            scalar_t g = dy[i + j];
-            if (ADD) g = dz[i + j] = behind_relu(y[i + j], g);
-            else if (RELU) g = behind_relu(normalised(x[i + j], m, scale, shift), g);
-            sums[j] += g;
-            products[j] += g * (x[i + j] - m);
-        }
+                                     scalar_t* __restrict__ chunk_dy, scalar_t* __restrict__ chunk_dy_xhat, long long M,
+                                     int C, int columns, long long rows) {
+    __shared__ scalar_t sums[2][Strip<RUN>::MOST];
+    const Strip<RUN> strip = chunk_of<RUN>(M, C, columns, rows);
+    strip.sum(sums, [&](long long, long long i, int c) {
+        const int channel = strip.c0 + c;
+        const scalar_t m = mean[channel], inverse = invstd[channel];
+        scalar_t g = dy[i];
+        if (ADD) g = dz[i] = behind_relu(y[i], g);
+        else if (RELU) g = behind_relu(normalised(x[i], m, inverse * weight[channel], bias[channel]), g);
+        return Terms<2>{g, g * ((x[i] - m) * inverse)};
     });
-    const scalar_t sum_dy = block_sum(sums), sum_dy_xhat = block_sum(products) * inverse;
-    if (threadIdx.x == 0) {
-        chunk_dy[blockIdx.y * C + chunk.c] = sum_dy;
-        chunk_dy_xhat[blockIdx.y * C + chunk.c] = sum_dy_xhat;
+    for (int c = threadIdx.x; c < strip.columns; c += blockDim.x) {
+        chunk_dy[(long long)blockIdx.y * C + strip.c0 + c] = sums[0][c];
+        chunk_dy_xhat[(long long)blockIdx.y * C + strip.c0 + c] = sums[1][c];
     }
 }
 
@@ -139,25 +132,20 @@ __global__ void batchnorm_backward(const scalar_t* __restrict__ x, const scalar_
                                    const scalar_t* __restrict__ weight, const scalar_t* __restrict__ bias,
                                    const scalar_t* __restrict__ chunk_dy, const scalar_t* __restrict__ chunk_dy_xhat,
                                    scalar_t* __restrict__ d_weight, scalar_t* __restrict__ d_bias,
-                                   scalar_t* __restrict__ dx, int N, int C, int P, int images_per_chunk, int training) {
-    const Chunk chunk(N, C, P, images_per_chunk);
-    const int c = chunk.c;
-    scalar_t sum_dy = 0, sum_dy_xhat = 0;
-    for (int k = 0; k < gridDim.y; ++k) {
-        sum_dy += chunk_dy[k * C + c];
-        sum_dy_xhat += chunk_dy_xhat[k * C + c];
+                                   scalar_t* __restrict__ dx, long long M, int C, int columns, long long rows,
+                                   int training) {
+    __shared__ scalar_t sums[2][Strip<RUN>::MOST];
+    const Strip<RUN> strip = chunk_of<RUN>(M, C, columns, rows), chunks(C, columns, 0, gridDim.y);
+    chunks.sum(sums, [&](long long, long long i, int) { return Terms<2>{chunk_dy[i], chunk_dy_xhat[i]}; });
+    for (int c = threadIdx.x; blockIdx.y == 0 && c < strip.columns; c += blockDim.x) {
+        d_bias[strip.c0 + c] = sums[0][c];
+        d_weight[strip.c0 + c] = sums[1][c];
     }
-    if (blockIdx.y == 0 && threadIdx.x == 0) {
-        d_bias[c] = sum_dy;
-        d_weight[c] = sum_dy_xhat;
-    }
-    const scalar_t M = scalar_t(N) * P, m = mean[c], scale = weight[c] * invstd[c], shift = bias[c];
-    const scalar_t from_mean = training ? sum_dy / M : scalar_t(0);
-    const scalar_t from_variance = training ? invstd[c] * sum_dy_xhat / M : scalar_t(0);
-    for_each_run<RUN>(chunk.planes, P, chunk.first, chunk.stride, [&](long long i, int n) {
-        for (int j = 0; j < n; ++j) {
-            const scalar_t g = RELU ? behind_relu(normalised(x[i + j], m, scale, shift), dy[i + j]) : dy[i + j];
-            dx[i + j] = scale * (g - from_mean - (x[i + j] - m) * from_variance);
-        }
+    const scalar_t share = training ? scalar_t(1) / M : scalar_t(0);
+    strip.each([&](long long, long long i, int c) {
+        const int channel = strip.c0 + c;
+        const scalar_t m = mean[channel], inverse = invstd[channel], scale = inverse * weight[channel];
+        const scalar_t g = RELU ? behind_relu(normalised(x[i], m, scale, bias[channel]), dy[i]) : dy[i];
+        dx[i] = scale * (g - sums[0][c] * share - (x[i] - m) * (inverse * sums[1][c] * share));
     });
 }

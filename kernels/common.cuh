@@ -10,10 +10,42 @@ struct Sizes {
     long long at[64];
 };
 
+// ---------------------------------------------------------------------------------------------------------------
+// Neighbouring elements, which are channels: arrays are N x H x W x C
+
+// RUN neighbours, a power of two, that are read and written together: four floats are the widest load of a GPU's thread.
+template <int RUN> struct alignas(RUN * sizeof(scalar_t) < 16 ? RUN * sizeof(scalar_t) : 16) Run {
+    scalar_t v[RUN];
+};
+template <int RUN> __device__ inline Run<RUN> load(const scalar_t* from) { return *reinterpret_cast<const Run<RUN>*>(from); }
+template <int RUN> __device__ inline void store(scalar_t* to, Run<RUN> run) { *reinterpret_cast<Run<RUN>*>(to) = run; }
+template <int RUN> __device__ inline void add_to(Run<RUN>& sum, Run<RUN> more) {
+    for (int j = 0; j < RUN; ++j) sum.v[j] += more.v[j];
+}
+
+// The longest run, of at most `most`, that whole runs of make up n neighbours.
+__device__ constexpr int run_of(int n, int most) { return n % most == 0 ? most : run_of(n, most / 2); }
+
+// Fills tile with the pixels of an image of H x W x C from (y0, x0) on, and of their channels CHANNELS; 0 outside of the
+// image. The block's threads share the work, neighbours taking neighbouring runs of RUN channels.
+template <int CHANNELS, int RUN, int HEIGHT, int WIDTH, int PITCH>
+__device__ inline void load_tile(scalar_t (&tile)[HEIGHT][WIDTH][PITCH], const scalar_t* __restrict__ image, int y0, int x0,
+                                 int H, int W, int C) {
+    constexpr int RUNS = CHANNELS / RUN;
+    for (int q = threadIdx.x; q < HEIGHT * WIDTH * RUNS; q += blockDim.x) {
+        const int c = q % RUNS * RUN, column = q / RUNS % WIDTH, row = q / RUNS / WIDTH, y = y0 + row, x = x0 + column;
+        const bool inside = y >= 0 && y < H && x >= 0 && x < W;
+        store(&tile[row][column][c], inside ? load<RUN>(image + ((long long)y * W + x) * C + c) : Run<RUN>{});
+    }
+}
+
 // x after BatchNorm. An explicit fused multiply-add: wherever it is computed again, the very same bits.
 __device__ inline scalar_t normalised(scalar_t x, scalar_t mean, scalar_t scale, scalar_t shift) {
     return fma(x - mean, scale, shift);
 }
+
+// ---------------------------------------------------------------------------------------------------------------
+// Sums over a block
 
 // The sum of v over the 32 lanes of a warp, in lane 0: a tree of five steps, each lane adding the value of the lane
 // `distance` above it.
@@ -22,11 +54,9 @@ __device__ inline scalar_t warp_sum(scalar_t v) {
     return v;
 }
 
-// The sum of v over a one-dimensional block, in every thread. blockDim.x must be a multiple of 32, or 1: on a CPU a block of
-// one thread spares the barriers. The order of the additions is fixed: the tree inside each warp, then the warps from first
-// to last.
+// The sum of v over a one-dimensional block, in every thread. blockDim.x must be a multiple of 32. The order of the
+// additions is fixed: the tree inside each warp, then the warps from first to last.
 __device__ inline scalar_t block_sum(scalar_t v) {
-    if (blockDim.x == 1) return v;
     __shared__ scalar_t warp_sums[32];
     v = warp_sum(v);
     __syncthreads();  // a sum before this one may still be being read
@@ -37,24 +67,52 @@ __device__ inline scalar_t block_sum(scalar_t v) {
     return total;
 }
 
-// Calls body(i, n) for runs of n neighbours i .. i + n - 1 that make up the elements of `planes` planes of P elements,
-// plane k of which begins at first + k * stride. A thread takes every blockDim.x-th run. On a GPU RUN is 1, so that
-// neighbouring threads take neighbouring elements ("striped", in the words of NVIDIA's CUB); on a CPU it is many, which
-// fill vector registers ("blocked"). The body is inlined twice: for whole runs n is the constant RUN.
-template <int RUN, class Body>
-__device__ inline void for_each_run(int planes, int P, long long first, long long stride, Body body) {
-    const int runs = (P + RUN - 1) / RUN;
-    for (int r = threadIdx.x; r < planes * runs; r += blockDim.x) {
-        const int p = r % runs * RUN;
-        const long long i = first + r / runs * stride + p;
-        if (p + RUN <= P) body(i, RUN);
-        else body(i, P - p);
-    }
-}
+// Sums of columns: the K terms that an element adds to K sums.
+template <int K> struct Terms {
+    scalar_t of[K];
+};
 
-// The sum over the block of the RUN partial sums of each thread, in every thread.
-template <int RUN> __device__ inline scalar_t block_sum(const scalar_t (&sums)[RUN]) {
-    scalar_t sum = 0;
-    for (int j = 0; j < RUN; ++j) sum += sums[j];
-    return block_sum(sum);
-}
+// A block's share of a matrix with C columns: those from c0 on, and the rows `begin` to `end`. It is cut into parts, each
+// RUN neighbouring columns and every `split`-th row; a thread takes every blockDim.x-th part. So neighbouring threads read
+// neighbouring columns, then neighbouring rows. RUN must divide the number of columns.
+template <int RUN> struct Strip {
+    static constexpr int MOST = 256;  // at least as many as columns, and as blockDim.x * RUN
+    int C, c0, columns, split;
+    long long begin, end;
+
+    __device__ Strip(int C, int most_columns, long long begin, long long end)
+        : C(C), c0(blockIdx.x * most_columns), columns(min(most_columns, C - c0)),
+          split(max(int(blockDim.x) * RUN / columns, 1)), begin(begin), end(end) {}
+
+    // Calls f(m, i, c) for each element: its row, its place in the matrix, and its column of the strip.
+    template <class F> __device__ void each(F f) const {
+        for (int part = threadIdx.x; part < columns / RUN * split; part += blockDim.x) {
+            const int c = part * RUN % columns;
+            for (long long m = begin + part * RUN / columns; m < end; m += split)
+                for (int j = 0; j < RUN; ++j) f(m, m * C + c0 + c + j, c + j);
+        }
+    }
+
+    // Adds up terms(m, i, c) over the rows: sums[k][c] is the k-th sum of column c, in a fixed order. Each part leaves its
+    // sums in shared memory; then the number of rows there is halved, as a tree, until one is left.
+    template <int K, class F> __device__ void sum(scalar_t (&sums)[K][MOST], F terms) const {
+        for (int part = threadIdx.x; part < columns / RUN * split; part += blockDim.x) {
+            const int c = part * RUN % columns;
+            scalar_t total[K][RUN] = {};
+            for (long long m = begin + part * RUN / columns; m < end; m += split)
+                for (int j = 0; j < RUN; ++j) {
+                    const Terms<K> term = terms(m, m * C + c0 + c + j, c + j);
+                    for (int k = 0; k < K; ++k) total[k][j] += term.of[k];
+                }
+            for (int k = 0; k < K; ++k)
+                for (int j = 0; j < RUN; ++j) sums[k][part * RUN + j] = total[k][j];
+        }
+        for (int rows = split, half; rows > 1; rows = half) {
+            half = (rows + 1) / 2;
+            __syncthreads();
+            for (int i = threadIdx.x; i < (rows - half) * columns; i += blockDim.x)
+                for (int k = 0; k < K; ++k) sums[k][i] += sums[k][i + half * columns];
+        }
+        __syncthreads();
+    }
+};

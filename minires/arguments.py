@@ -42,7 +42,7 @@ def check_tensors(operation: str, **tensors: Tensor | None) -> None:
 
 
 def check_rank(operation: str, name: str, tensor: Tensor, axes: str) -> None:
-    """Raise ValueError where a tensor does not have these axes, "N, C, H, W", or has no elements."""
+    """Raise ValueError where a tensor does not have these axes, "N, H, W, C", or has no elements."""
     if len(tensor.shape) != len(axes.split(", ")):
         raise ValueError(f"{operation}: {name} must have the shape ({axes}), got {tensor.shape}")
     if 0 in tensor.shape:
@@ -53,6 +53,23 @@ def check_shape(operation: str, name: str, tensor: Tensor | None, shape: tuple[i
     """Raise ValueError where a tensor has another shape."""
     if tensor is not None and tensor.shape != shape:
         raise ValueError(f"{operation}: {name} must have the shape {shape} {why}, got {tensor.shape}")
+
+
+def check_channels(operation: str, x: Tensor, weight: Tensor) -> None:
+    """Raise ValueError where images and filters do not have the same channels; it says so where they come first."""
+    (*_, c), (*_, wanted, _) = x.shape, weight.shape
+    if c == wanted:
+        return
+    hint = ""
+    if x.shape[1] == wanted:
+        hint = (
+            ": x looks like N x C x H x W, and minires has channels last, N x H x W x C; transpose it by (0, 2, 3, 1)"
+        )
+    elif weight.shape[1] == c:
+        hint = ": weight looks like O x C x KH x KW, and minires has KH x KW x C x O; transpose it by (2, 3, 1, 0)"
+    raise ValueError(
+        f"{operation}: x has {c} channels but weight takes {wanted}: shapes {x.shape} and {weight.shape}{hint}"
+    )
 
 
 def pair_of(operation: str, name: str, value: int | tuple[int, int], least: int) -> tuple[int, int]:

@@ -65,7 +65,7 @@ class DamagedError(DataError):
 
 @dataclass(frozen=True)
 class Split:
-    """Images (N, 3, 32, 32) uint8 and labels (N,) int32, on the host."""
+    """Images (N, 32, 32, 3) uint8 and labels (N,) int32, on the host."""
 
     images: np.ndarray
     labels: np.ndarray
@@ -224,7 +224,8 @@ def parse(data: bytes, source: str = "data") -> Split:
         raise DamagedError(
             f"{source} has the label {labels[index]} in record {index}, but labels are 0 .. 9: it is damaged"
         )
-    return Split(np.ascontiguousarray(records[:, 1:]).reshape(-1, 3, 32, 32), labels)
+    planes = records[:, 1:].reshape(-1, 3, 32, 32)
+    return Split(np.ascontiguousarray(planes.transpose(0, 2, 3, 1)), labels)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -360,7 +361,7 @@ def _draw(label: int, rng: np.random.Generator) -> np.ndarray:
 class Loader:
     """Batches of a split, made on the device by the kernel `augment`: its images stay there as uint8.
 
-    Iterating gives (x, labels): a Tensor (batch, 3, 32, 32) and an int32 device array (batch,), the last batch
+    Iterating gives (x, labels): a Tensor (batch, 32, 32, 3) and an int32 device array (batch,), the last batch
     smaller. With `train`, epoch `epoch` shuffles, pads by 4, crops and flips, all decided by (seed, epoch) alone.
     """
 
@@ -389,11 +390,13 @@ class Loader:
             yield self._images_of(indices[chosen], batch), labels[chosen]
 
     def _images_of(self, indices: Any, batch: int) -> Tensor:
-        _, c, h, w = self._images.shape
-        x = device.current().empty((len(indices), c, h, w), self.dtype)
+        _, h, w, c = self._images.shape
+        x = device.current().empty((len(indices), h, w, c), self.dtype)
         pad, flip, seed = (4, 1, hash_seed(self.seed, self.epoch, batch)) if self.train else (0, 0, 0)
         arrays = self._images, indices, self._mean, self._std, x
-        device.launch("augment", (len(indices) * c, 4), (32, 8), *arrays, c, h, w, pad, flip, seed, scalar=self.dtype)
+        threads = min(w * c, 256)
+        grid = len(indices) * h, -(-w * c // threads)
+        device.launch("augment", grid, (threads,), *arrays, h, w, c, pad, flip, seed, scalar=self.dtype)
         return Tensor.wrap(x)
 
 

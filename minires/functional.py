@@ -1,7 +1,7 @@
 """Each differentiable operation: its forward launches, and under them its backward.
 
-Arrays are NCHW, convolution weights OIHW. All floating-point inputs of an operation must have one dtype, float32 or
-float64; the result has it too. Formulas are PyTorch's and stand in the kernels' headers.
+Arrays are N x H x W x C, channels last, and filters KH x KW x C x O. All floating-point inputs of an operation must have
+one dtype, float32 or float64; the result has it too. Formulas are PyTorch's and stand in the kernels' headers.
 """
 
 from __future__ import annotations
@@ -12,7 +12,17 @@ from typing import Any
 import numpy as np
 
 from . import device, tiles
-from .arguments import check_filled, check_range, check_rank, check_shape, check_tensors, labels_of, out_size, pair_of
+from .arguments import (
+    check_channels,
+    check_filled,
+    check_range,
+    check_rank,
+    check_shape,
+    check_tensors,
+    labels_of,
+    out_size,
+    pair_of,
+)
 from .tensor import Tensor, add_arrays, record
 
 __all__ = [
@@ -45,17 +55,14 @@ def _launch_elements(kernel: str, n: int, *args: Any) -> None:
     device.launch(kernel, (-(-n // _THREADS),), (_THREADS,), *args)
 
 
-def _launch_rows(kernel: str, rows: int, length: int, *args: Any) -> None:
-    """One thread for each element of each row; blocks do not cross rows."""
-    threads = min(_THREADS, length)
-    device.launch(kernel, (rows, -(-length // threads)), (threads,), *args)
-
-
-def _launch_planes(kernel: str, planes: int, height: int, width: int, *args: Any) -> None:
-    """One thread for each pixel of each plane; blocks do not cross planes."""
-    x = min(width, 32)
-    y = min(height, _THREADS // x)
-    device.launch(kernel, (planes, -(-height // y), -(-width // x)), (x, y), *args)
+def _launch_pixels(
+    kernel: str, pixels: int, channels: int, like: Any, *args: Any, whole: int = 0, taps: int = 1
+) -> None:
+    """One thread for each run of channels, x, of each pixel, y, and tap, z. Runs divide `whole`, or else all channels."""
+    run = tiles.run(whole or channels, like.dtype)
+    x = min(channels // run, _THREADS)
+    y = _THREADS // x
+    device.launch(f"{kernel}<{run}>", (-(-pixels // y), -(-channels // run // x), taps), (x, y), like, *args)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -63,16 +70,34 @@ def _launch_planes(kernel: str, planes: int, height: int, width: int, *args: Any
 
 
 def _gemm(
-    kind: str, a: Any, b: Any, c: Any, m: int, n: int, k: int, strides: tuple = (0, 0, 0), batch: int = 1
+    a: Any, b: Any, c: Any, m: int, n: int, k: int, a_transposed: bool = False, b_transposed: bool = False
 ) -> None:
-    """c = op(a) op(b) for each matrix of the batch; `kind` is nn, nt or tn. See kernels/gemm.cu."""
-    name, grid, block = tiles.gemm(kind, m, n, batch)
-    device.launch(name, grid, block, a, b, c, m, n, k, *strides, batch)
+    """c = op(a) op(b), m x k times k x n. See kernels/gemm.cu."""
+    name, grid, block, depth = tiles.gemm(m, n, k, a_transposed, b_transposed)
+    to = c if grid[2] == 1 else _empty((grid[2], m, n), c)
+    device.launch(name, grid, block, a, b, to, m, n, k, depth)
+    if to is not c:
+        _sum_of_chunks(to, c)
 
 
-def _bias_gradient(dy: Any, n: int, channels: int, length: int) -> Any:
-    d_bias = _empty((channels,), dy)
-    device.launch("bias_backward", (channels,), (_THREADS,), dy, d_bias, n, channels, length)
+def _sum_of_chunks(parts: Any, total: Any) -> None:
+    n = math.prod(total.shape)
+    run = tiles.run(n, total.dtype)
+    _launch_elements(f"sum_of_chunks<{run}>", n // run, parts, total, len(parts), n)
+
+
+def _add_bias(y: Any, bias: Tensor | None) -> None:
+    if bias is not None:
+        m, c = math.prod(y.shape[:-1]), y.shape[-1]
+        _launch_pixels("bias_forward", m, c, y, bias.data, m, c)
+
+
+def _bias_gradient(dy: Any, bias: Tensor | None) -> Any:
+    if bias is None or not bias.requires_grad:
+        return None
+    m, d_bias = math.prod(dy.shape[:-1]), _empty(bias.shape, dy)
+    name, grid, block, columns, _ = tiles.columns(m, *bias.shape, "bias_backward")
+    device.launch(name, grid[:1], block, dy, d_bias, m, *bias.shape, columns)
     return d_bias
 
 
@@ -89,21 +114,18 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     check_shape("linear", "weight", weight, (n_out, n_in), f"for x of shape {x.shape}")
     check_shape("linear", "bias", bias, (n_out,), f"for weight of shape {weight.shape}")
     y = _empty((n, n_out), x.data)
-    _gemm("nt", x.data, weight.data, y, n, n_out, n_in)
-    if bias is not None:
-        _launch_rows("bias_forward", n * n_out, 1, y, bias.data, n_out, 1)
+    _gemm(x.data, weight.data, y, n, n_out, n_in, b_transposed=True)
+    _add_bias(y, bias)
 
     def backward(dy):
-        dx = d_weight = d_bias = None
+        dx = d_weight = None
         if x.requires_grad:
             dx = _empty(x.shape, dy)
-            _gemm("nn", dy, weight.data, dx, n, n_in, n_out)
+            _gemm(dy, weight.data, dx, n, n_in, n_out)
         if weight.requires_grad:
             d_weight = _empty(weight.shape, dy)
-            _gemm("tn", dy, x.data, d_weight, n_out, n_in, n)
-        if bias is not None and bias.requires_grad:
-            d_bias = _bias_gradient(dy, n, n_out, 1)
-        return (dx, d_weight, d_bias)[: len(inputs)]
+            _gemm(dy, x.data, d_weight, n_out, n_in, n, a_transposed=True)
+        return (dx, d_weight, _bias_gradient(dy, bias))[: len(inputs)]
 
     inputs = (x, weight) if bias is None else (x, weight, bias)
     return record("linear", y, inputs, backward)
@@ -117,118 +139,125 @@ def conv2d(
     padding: int | tuple[int, int] = 0,
     algorithm: str = "auto",
 ) -> Tensor:
-    """Cross-correlation of images with kernels.
+    """Cross-correlation of images with filters.
 
-    x is (N, C, H, W), weight (O, C, KH, KW), bias (O,); the result is (N, O, OH, OW) with
+    x is (N, H, W, C), weight (KH, KW, C, O), bias (O,); the result is (N, OH, OW, O) with
     OH = (H + 2 padding - KH) // stride + 1. Strides and paddings are integers or (vertical, horizontal) pairs.
-    `algorithm` is "im2col" for the readable kernels, im2col and GEMM, or "auto" for the fast ones where they serve:
-    3 x 3, stride 1 or 2, padding up to 2. Raises ValueError or TypeError where shapes or dtypes do not fit.
-    Formula: torch.nn.functional.conv2d.
+    `algorithm` is "im2col" for the readable kernels, im2col and GEMM, or "auto" for the fast ones where they serve: 3 x 3,
+    stride 1 or 2, padding up to 2, up to 64 channels. Raises ValueError or TypeError where shapes or dtypes do not fit.
+    Formula: torch.nn.functional.conv2d, which has channels first.
     """
     if algorithm not in ("auto", "im2col"):
         raise ValueError(f"conv2d: algorithm must be 'auto' or 'im2col', got {algorithm!r}")
     check_tensors("conv2d", x=x, weight=weight, bias=bias)
-    check_rank("conv2d", "x", x, "N, C, H, W")
-    check_rank("conv2d", "weight", weight, "O, C, KH, KW")
-    (n, c, h, w), (o, c_weight, kh, kw) = x.shape, weight.shape
-    if c != c_weight:
-        raise ValueError(f"conv2d: x has {c} channels but weight takes {c_weight}: shapes {x.shape} and {weight.shape}")
+    check_rank("conv2d", "x", x, "N, H, W, C")
+    check_rank("conv2d", "weight", weight, "KH, KW, C, O")
+    (n, h, w, c), (kh, kw, _, o) = x.shape, weight.shape
+    check_channels("conv2d", x, weight)
     check_shape("conv2d", "bias", bias, (o,), f"for weight of shape {weight.shape}")
     stride, padding = pair_of("conv2d", "stride", stride, 1), pair_of("conv2d", "padding", padding, 0)
     oh, ow = out_size("conv2d", (h, w), (kh, kw), stride, padding)
     geometry = (h, w, kh, kw, oh, ow, *stride, *padding)
-    fast = algorithm == "auto" and tiles.serves((kh, kw), stride, padding)
-    product, input_gradient, weight_gradient = _CONV3X3 if fast else _IM2COL
-    if stride == (2, 2) and padding != (1, 1):  # what conv3x3_strided_gradient is for
-        input_gradient = _im2col_input_gradient
-    y = _empty((n, o, oh, ow), x.data)
-    product(x.data, weight.data, y, geometry)
-    if bias is not None:
-        _launch_rows("bias_forward", n * o, oh * ow, y, bias.data, o, oh * ow)
 
-    def backward(dy):
-        dx = d_weight = d_bias = None
-        if x.requires_grad:
-            dx = _empty(x.shape, dy)
-            input_gradient(dy, weight.data, dx, geometry)
-        if weight.requires_grad:
-            d_weight = _empty(weight.shape, dy)
-            weight_gradient(x.data, dy, d_weight, geometry)
-        if bias is not None and bias.requires_grad:
-            d_bias = _bias_gradient(dy, n, o, oh * ow)
-        return (dx, d_weight, d_bias)[: len(inputs)]
+    def is_fast(c_in: int, c_out: int) -> bool:
+        return algorithm == "auto" and tiles.serves((kh, kw), stride, padding, c_in, c_out)
+
+    y = _empty((n, oh, ow, o), x.data)
+    (_conv3x3_forward if is_fast(c, o) else _im2col_forward)(x.data, weight.data, y, geometry)
+    _add_bias(y, bias)
+
+    def backward(dy, known):
+        dx = d_weight = turned = None
+        if x.requires_grad and is_fast(o, c) and (stride == (1, 1) or padding == (1, 1)):  # as conv3x3_strided_gradient
+            turned = _empty((kh, kw, o, c), dy)
+        wanted = weight.requires_grad and is_fast(c, o)
+        if wanted or turned is not None:
+            d_weight = _conv3x3_weight_gradient(x.data, dy, weight.data, turned, geometry, wanted)
+        if weight.requires_grad and not wanted:
+            d_weight = _im2col_weight_gradient(x.data, dy, weight.data, geometry)
+        if turned is not None:
+            dx = _conv3x3_input_gradient(dy, turned, x.shape, geometry, known)
+        elif x.requires_grad:
+            dx = _im2col_input_gradient(dy, weight.data, x.shape, geometry, known)
+        return (dx, d_weight, _bias_gradient(dy, bias))[: len(inputs)]
 
     inputs = (x, weight) if bias is None else (x, weight, bias)
-    return record("conv2d", y, inputs, backward)
+    return record("conv2d", y, inputs, backward, adds=True)
 
 
 # The readable way: columns and matrix products. `geometry` is im2col's: H, W, KH, KW, OH, OW, strides and paddings.
 
 
 def _unfold(x: Any, geometry: tuple) -> Any:
-    (n, c, *_), (_, _, kh, kw, oh, ow, *_) = x.shape, geometry
-    columns = _empty((n, c * kh * kw, oh * ow), x)
-    _launch_planes("im2col", n * c * kh * kw, oh, ow, x, columns, *geometry)
+    """A row for each output pixel. Of 1 x 1 filters that take every pixel, x is that already."""
+    (n, *_, c), (_, _, kh, kw, oh, ow, *_) = x.shape, geometry
+    pixels = n * oh * ow
+    if geometry[2:] == (1, 1, *x.shape[1:3], 1, 1, 0, 0):
+        return x.reshape(pixels, c)
+    columns = _empty((pixels, kh * kw * c), x)
+    _launch_pixels("im2col", pixels, c, x, columns, pixels, c, *geometry, taps=kh * kw)
     return columns
 
 
 def _im2col_forward(x: Any, weight: Any, y: Any, geometry: tuple) -> None:
-    columns, (n, o, *_) = _unfold(x, geometry), y.shape
-    _, rows, p = columns.shape
-    _gemm("nn", weight, columns, y, o, p, rows, (0, rows * p, o * p), n)
+    columns = _unfold(x, geometry)
+    _gemm(columns, weight, y, len(columns), y.shape[-1], columns.shape[1])
 
 
-def _im2col_input_gradient(dy: Any, weight: Any, dx: Any, geometry: tuple) -> None:
-    (n, c, h, w), o = dx.shape, weight.shape[0]
-    p, rows = math.prod(dy.shape[2:]), math.prod(weight.shape[1:])
-    d_columns = _empty((n, rows, p), dy)
-    _gemm("tn", weight, dy, d_columns, rows, p, o, (0, o * p, rows * p), n)
-    _launch_planes("col2im", n * c, h, w, d_columns, dx, *geometry)
+def _im2col_input_gradient(dy: Any, weight: Any, shape: tuple, geometry: tuple, known: Any) -> Any:
+    (n, h, w, c), o = shape, weight.shape[-1]
+    m, k = math.prod(dy.shape[:-1]), math.prod(weight.shape[:-1])
+    d_columns, dx = _empty((m, k), dy), _empty(shape, dy)
+    _gemm(dy, weight, d_columns, m, k, o, b_transposed=True)
+    _launch_pixels("col2im", n * h * w, c, d_columns, dx, n * h * w, c, *geometry)
+    return dx if known is None else add_arrays(dx, known)
 
 
-def _im2col_weight_gradient(x: Any, dy: Any, d_weight: Any, geometry: tuple) -> None:
+def _im2col_weight_gradient(x: Any, dy: Any, weight: Any, geometry: tuple) -> Any:
     # The columns are unfolded again: keeping those of every layer would take nine times the activations.
-    columns, o = _unfold(x, geometry), dy.shape[1]
-    n, rows, p = columns.shape
-    parts = _empty((n, o, rows), dy)
-    _gemm("nt", dy, columns, parts, o, rows, p, (o * p, rows * p, o * rows), n)
-    _launch_elements("sum_over_batch", o * rows, parts, d_weight, n, o * rows)
+    columns, d_weight = _unfold(x, geometry), _empty(weight.shape, dy)
+    m, k = columns.shape
+    _gemm(columns, dy, d_weight, k, dy.shape[-1], m, a_transposed=True)
+    return d_weight
 
 
-# The fast way, without columns: see the second half of kernels/conv2d.cu.
+# The fast way, without columns: see kernels/conv3x3.cu.
 
-_NOT_FUSED = None, None, None, None, None, 0.0  # see inference.py
+_NO_NORM = None, None, None, None  # see inference.py
 
 
 def _conv3x3_forward(x: Any, weight: Any, y: Any, geometry: tuple) -> None:
-    (n, c, h, w), (_, o, oh, ow), (*_, stride, _, pad_h, pad_w) = x.shape, y.shape, geometry
-    name, grid, block = tiles.conv(stride, False, n, o, oh, ow)
-    device.launch(name, grid, block, x, weight, y, n, c, h, w, o, oh, ow, pad_h, pad_w, *_NOT_FUSED)
+    (n, h, w, c), (_, oh, ow, o), (*_, stride, _, pad_h, pad_w) = x.shape, y.shape, geometry
+    name, grid, block = tiles.conv(n, c, o, (oh, ow), stride, x.dtype, False, False)
+    device.launch(name, grid, block, x, weight, y, h, w, oh, ow, pad_h, pad_w, *_NO_NORM, None, 0.0)
 
 
-def _conv3x3_input_gradient(dy: Any, weight: Any, dx: Any, geometry: tuple) -> None:
-    (n, o, oh, ow), (_, c, h, w), (*_, stride, _, pad_h, pad_w) = dy.shape, dx.shape, geometry
+def _conv3x3_input_gradient(dy: Any, turned: Any, shape: tuple, geometry: tuple, known: Any) -> Any:
+    (n, oh, ow, o), (_, h, w, c), (*_, stride, _, pad_h, pad_w) = dy.shape, shape, geometry
+    dx = _empty(shape, dy)
     if stride == 1:
-        name, grid, block = tiles.conv(1, True, n, c, h, w)
-        device.launch(name, grid, block, dy, weight, dx, n, o, oh, ow, c, h, w, 2 - pad_h, 2 - pad_w, *_NOT_FUSED)
-    else:
-        name, grid, block = tiles.strided_gradient(n, c, h, w)
-        device.launch(name, grid, block, dy, weight, dx, o, oh, ow, c, h, w)
+        name, grid, block = tiles.conv(n, o, c, (h, w), 1, dy.dtype, False, known is not None)
+        sizes = oh, ow, h, w, 2 - pad_h, 2 - pad_w
+        device.launch(name, grid, block, dy, turned, dx, *sizes, *_NO_NORM, known, 0.0)
+        return dx
+    name, grid, block = tiles.strided_gradient(n, o, c, (-(-h // 2), -(-w // 2)), dy.dtype)
+    device.launch(name, grid, block, dy, turned, dx, oh, ow, h, w)
+    return dx if known is None else add_arrays(dx, known)
 
 
-def _conv3x3_weight_gradient(x: Any, dy: Any, d_weight: Any, geometry: tuple) -> None:
-    (n, c, h, w), (_, o, oh, ow), (*_, stride, _, pad_h, pad_w) = x.shape, dy.shape, geometry
-    pairs = -(-c // 16), -(-o // 16)
-    chunks = min(max(tiles.table().blocks // math.prod(pairs), 1), n * oh)
-    parts = _empty((chunks, c, 9, o), dy)
-    name, threads = tiles.weight(stride, ow)
-    device.launch(name, (*pairs, chunks), (threads,), x, dy, parts, n, c, h, w, o, oh, ow, pad_h, pad_w)
-    run = tiles.table().sum_run
-    _launch_elements(f"conv3x3_weight_sum<{run}>", -(-c * 9 * o // run), parts, d_weight, chunks, c, o)
-
-
-_IM2COL = _im2col_forward, _im2col_input_gradient, _im2col_weight_gradient
-_CONV3X3 = _conv3x3_forward, _conv3x3_input_gradient, _conv3x3_weight_gradient
+def _conv3x3_weight_gradient(x: Any, dy: Any, weight: Any, turned: Any, geometry: tuple, wanted: bool) -> Any:
+    """The gradient, and in `turned` the filters turned, where that is an array; only these where no gradient is wanted."""
+    (n, h, w, c), (_, oh, ow, o), (*_, stride, _, pad_h, pad_w) = x.shape, dy.shape, geometry
+    name, grid, block, chunk = tiles.weight(n, c, o, (oh, ow), stride, x.dtype)
+    grid = grid if wanted else (*grid[:2], 1)
+    parts = _empty((grid[2], *weight.shape), dy)
+    sizes = n if wanted else 0, c, h, w, o, oh, ow, pad_h, pad_w, chunk
+    device.launch(name, grid, block, x, dy, parts, weight, turned, *sizes)
+    if not wanted:
+        return None
+    d_weight = _empty(weight.shape, dy)
+    _sum_of_chunks(parts, d_weight)
+    return d_weight
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -252,54 +281,47 @@ class _BatchNorm:
     ) -> None:
         named = {"running_mean": running_mean, "running_var": running_var, "weight": weight, "bias": bias}
         check_tensors(operation, x=x, **named)
-        check_rank(operation, "x", x, "N, C, H, W")
-        n, c, p = x.shape[0], x.shape[1], x.shape[2] * x.shape[3]
+        check_rank(operation, "x", x, "N, H, W, C")
+        m, c = math.prod(x.shape[:-1]), x.shape[-1]
         for name, tensor in named.items():
             check_shape(operation, name, tensor, (c,), f"for x of shape {x.shape}")
-        if training and n * p == 1:
+        if training and m == 1:
             raise ValueError(f"{operation}: training needs more than one value a channel, x has the shape {x.shape}")
         check_range(operation, "momentum", momentum, 0, 1)
         check_range(operation, "eps", eps, 0)
-        self.x, self.training, self.momentum, self.eps = x, training, momentum, eps
-        table = tiles.table()
-        # A chunk is as many images as a block adds up at most, fewer where the grid wants more blocks.
-        images = min(max(table.chunk // p, 1), max(n * c // table.blocks, 1))
-        self.images = max(images, -(-n // 65535))
-        self.chunks = -(-n // self.images)
-        self.sizes = n, c, p, self.images
+        self.x, self.training, self.momentum, self.eps, self.sizes = x, training, momentum, eps, (m, c)
         self.running, self.affine = (running_mean.data, running_var.data), (weight.data, bias.data)
         self.statistics = _empty((c,), x.data), _empty((c,), x.data)  # mean and invstd
-        self.run, self.threads = table.run, table.reduction_threads
 
-    def _launch(self, kernel: str, options: str, *args: Any) -> None:
-        grid = self.sizes[1], self.chunks
-        device.launch(f"{kernel}<{self.run}{options}>", grid, (self.threads,), *args)
+    def _launch(self, kernel: str, options: tuple[bool, ...], arrays: tuple, *scalars: Any) -> None:
+        name, grid, block, columns, rows = tiles.columns(*self.sizes, kernel, *options)
+        device.launch(name, grid, block, *arrays, *self.sizes, columns, rows, *scalars)
 
     def _parts(self) -> tuple[Any, Any]:
-        return tuple(_empty((self.chunks, self.sizes[1]), self.x.data) for _ in range(2))
+        _, (_, chunks), *_ = tiles.columns(*self.sizes, "")
+        return tuple(_empty((chunks, self.sizes[1]), self.x.data) for _ in range(2))
 
-    def forward(self, fused: str, residual: Any = None) -> Any:
-        y, parts = _empty(self.x.shape, self.x.data), self._parts() if self.training else (None, None)
+    def forward(self, fused: tuple[bool, bool], residual: Any = None) -> Any:
+        y, parts = _empty(self.x.shape, self.x.data), (None, None)
         if self.training:
-            self._launch("batchnorm_chunk_statistics", "", self.x.data, *parts, *self.sizes)
+            parts = self._parts()
+            self._launch("batchnorm_chunk_statistics", (), (self.x.data, *parts))
         arrays = self.x.data, *parts, *self.statistics, *self.running, *self.affine, residual, y
-        self._launch("batchnorm_forward", fused, *arrays, *self.sizes, self.training, self.momentum, self.eps)
+        self._launch("batchnorm_forward", fused, arrays, self.training, self.momentum, self.eps)
         return y
 
-    def backward(self, fused: str, dy: Any, y: Any = None) -> tuple[Any, ...]:
+    def backward(self, fused: tuple[bool, bool], dy: Any, y: Any = None) -> tuple[Any, ...]:
         """The gradients of x, weight and bias, and with a residual of that."""
-        c, add = self.sizes[1], y is not None
+        (relu, add), c = fused, self.sizes[1]
         dz, parts = _empty(dy.shape, dy) if add else None, self._parts()
-        arrays = self.x.data, y, dy, *self.statistics, *self.affine, dz, *parts
-        self._launch("batchnorm_chunk_sums", fused, *arrays, *self.sizes)
+        self._launch("batchnorm_chunk_sums", fused, (self.x.data, y, dy, *self.statistics, *self.affine, dz, *parts))
         dx, d_weight, d_bias = _empty(dy.shape, dy), _empty((c,), dy), _empty((c,), dy)
         inputs = self.x.data, dz if add else dy, *self.statistics, *self.affine, *parts, d_weight, d_bias, dx
-        relu = ", true" if fused == _RELU else ", false"
-        self._launch("batchnorm_backward", relu, *inputs, *self.sizes, self.training)
+        self._launch("batchnorm_backward", (relu and not add,), inputs, self.training)
         return (dx, d_weight, d_bias, dz) if add else (dx, d_weight, d_bias)
 
 
-_PLAIN, _RELU, _ADD_RELU = ", false, false", ", true, false", ", true, true"
+_PLAIN, _RELU, _ADD_RELU = (False, False), (True, False), (True, True)
 
 
 def batch_norm(
@@ -314,7 +336,7 @@ def batch_norm(
 ) -> Tensor:
     """Normalise each channel, scale it by `weight` and shift it by `bias`.
 
-    x is (N, C, H, W); the others are (C,). In training the batch's mean and biased variance normalise, and
+    x is (N, H, W, C); the others are (C,). In training the batch's mean and biased variance normalise, and
     running_mean and running_var are updated in place: running = (1 - momentum) running + momentum batch, the variance
     unbiased. In evaluation the running ones normalise. Raises ValueError or TypeError where shapes or dtypes do not
     fit, a channel has one value in training, momentum is outside of 0 .. 1, or eps is negative or not finite.
@@ -337,7 +359,7 @@ def batch_norm_relu(
 ) -> Tensor:
     """relu(batch_norm(x, ...)) or relu(batch_norm(x, ...) + residual), fused: fewer passes over memory.
 
-    x is (N, C, H, W), residual too, and so is the result; the rest is as in batch_norm. Raises ValueError or TypeError
+    x is (N, H, W, C), residual too, and so is the result; the rest is as in batch_norm. Raises ValueError or TypeError
     where shapes or dtypes do not fit.
     """
     check_tensors("batch_norm_relu", x=x, residual=residual)
@@ -383,26 +405,27 @@ Tensor.__add__ = add
 def shortcut(x: Tensor, out_channels: int, stride: int = 1) -> Tensor:
     """The parameter-free shortcut, option A of He et al. 2015: every stride-th pixel, and channels of zeros.
 
-    x is (N, C, H, W); the result is (N, out_channels, ceil(H / stride), ceil(W / stride)), with half of the new
+    x is (N, H, W, C); the result is (N, ceil(H / stride), ceil(W / stride), out_channels), with half of the new
     channels, rounded down, before the old ones. Raises ValueError where out_channels < C or stride < 1.
     """
     check_tensors("shortcut", x=x)
-    check_rank("shortcut", "x", x, "N, C, H, W")
+    check_rank("shortcut", "x", x, "N, H, W, C")
     stride, _ = pair_of("shortcut", "stride", stride, 1)
-    n, c, h, w = x.shape
+    n, h, w, c = x.shape
     if out_channels < c:
         raise ValueError(f"shortcut: out_channels is {out_channels}, fewer than the {c} channels of x {x.shape}")
     oh, ow = -(-h // stride), -(-w // stride)
-    geometry = c, h, w, out_channels, oh, ow
-    y = _empty((n, out_channels, oh, ow), x.data)
-    _launch_planes(f"shortcut_forward<{stride}>", n * out_channels, oh, ow, x.data, y, *geometry)
+    geometry = c, h, w, out_channels, oh, ow, stride
+    y = _empty((n, oh, ow, out_channels), x.data)
+    whole = math.gcd(c, out_channels, (out_channels - c) // 2)
+    _launch_pixels("shortcut_forward", n * oh * ow, out_channels, x.data, y, n * oh * ow, *geometry, whole=whole)
 
-    def backward(dy):
+    def backward(dy, known):
         dx = _empty(x.shape, dy)
-        _launch_planes(f"shortcut_backward<{stride}>", n * c, h, w, dy, dx, *geometry)
+        _launch_pixels("shortcut_backward", n * h * w, c, dy, known, dx, n * h * w, *geometry, whole=whole)
         return (dx,)
 
-    return record("shortcut", y, (x,), backward)
+    return record("shortcut", y, (x,), backward, adds=True)
 
 
 def avg_pool2d(
@@ -413,11 +436,11 @@ def avg_pool2d(
 ) -> Tensor:
     """The mean of each window, zeros of the padding counted; `stride` is kernel_size when left out.
 
-    x is (N, C, H, W); the result is (N, C, OH, OW), sized as by conv2d. Raises ValueError where the padding is more
+    x is (N, H, W, C); the result is (N, OH, OW, C), sized as by conv2d. Raises ValueError where the padding is more
     than half of the window or the window larger than the padded image. Formula: torch.nn.functional.avg_pool2d.
     """
     check_tensors("avg_pool2d", x=x)
-    check_rank("avg_pool2d", "x", x, "N, C, H, W")
+    check_rank("avg_pool2d", "x", x, "N, H, W, C")
     kernel = pair_of("avg_pool2d", "kernel_size", kernel_size, 1)
     stride = kernel if stride is None else pair_of("avg_pool2d", "stride", stride, 1)
     padding = pair_of("avg_pool2d", "padding", padding, 0)
@@ -425,25 +448,25 @@ def avg_pool2d(
         raise ValueError(
             f"avg_pool2d: padding {padding} is more than half of the window {kernel}, which PyTorch does not allow either"
         )
-    n, c, h, w = x.shape
+    n, h, w, c = x.shape
     oh, ow = out_size("avg_pool2d", (h, w), kernel, stride, padding)
-    geometry = (h, w, *kernel, oh, ow, *stride, *padding)
-    y = _empty((n, c, oh, ow), x.data)
-    _launch_elements("avgpool_forward", n * c * oh * ow, x.data, y, n * c * oh * ow, *geometry)
+    geometry = (c, h, w, *kernel, oh, ow, *stride, *padding)
+    y = _empty((n, oh, ow, c), x.data)
+    _launch_pixels("avgpool_forward", n * oh * ow, c, x.data, y, n * oh * ow, *geometry)
 
     def backward(dy):
         dx = _empty(x.shape, dy)
-        _launch_elements("avgpool_backward", n * c * h * w, dy, dx, n * c * h * w, *geometry)
+        _launch_pixels("avgpool_backward", n * h * w, c, dy, dx, n * h * w, *geometry)
         return (dx,)
 
     return record("avg_pool2d", y, (x,), backward)
 
 
 def global_avg_pool2d(x: Tensor) -> Tensor:
-    """The mean of each channel of each image: (N, C, H, W) to (N, C). Raises ValueError for another shape."""
+    """The mean of each channel of each image: (N, H, W, C) to (N, C). Raises ValueError for another shape."""
     check_tensors("global_avg_pool2d", x=x)
-    check_rank("global_avg_pool2d", "x", x, "N, C, H, W")
-    n, c, h, w = x.shape
+    check_rank("global_avg_pool2d", "x", x, "N, H, W, C")
+    n, h, w, c = x.shape
     return avg_pool2d(x, (h, w)).reshape(n, c)
 
 

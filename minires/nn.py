@@ -10,7 +10,7 @@ import numpy as np
 
 from . import device, functional
 from .arguments import check_counts, check_range, pair_of
-from .tensor import Tensor
+from .tensor import Tensor, channels_first, channels_last
 
 _rng = np.random.default_rng()
 
@@ -77,12 +77,13 @@ class Module:
         return self
 
     def state_dict(self) -> dict[str, np.ndarray]:
-        """Copies on the host of all parameters and buffers, by name."""
-        return {name: tensor.numpy() for name, tensor in self._named_tensors()}
+        """Copies on the host of all parameters and buffers, by name; filters are O x C x KH x KW, as PyTorch has them."""
+        return {name: channels_first(tensor.numpy()) for name, tensor in self._named_tensors()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Set all parameters and buffers from arrays or tensors by name, in place: a recorded step goes on with them.
 
+        Filters are O x C x KH x KW, as state_dict() and PyTorch have them.
         `num_batches_tracked` of a PyTorch BatchNorm, which minires has no use for, is passed over. Raises KeyError
         for a missing or unknown name, ValueError for a wrong shape; nothing is changed then.
         """
@@ -95,14 +96,15 @@ class Module:
             )
         arrays = {k: v.numpy() if isinstance(v, Tensor) else np.asarray(v) for k, v in state.items()}
         for name, tensor in own.items():
-            if arrays[name].shape != tensor.shape:
-                raise ValueError(f"{name} has the shape {tensor.shape}, the state's {arrays[name].shape}")
+            shape = channels_first(np.empty(tensor.shape)).shape
+            if arrays[name].shape != shape:
+                raise ValueError(f"{name} has the shape {shape}, the state's {arrays[name].shape}")
         for name, tensor in own.items():
-            device.current().assign(tensor.data, np.ascontiguousarray(arrays[name], tensor.dtype))
+            device.current().assign(tensor.data, np.ascontiguousarray(channels_last(arrays[name]), tensor.dtype))
 
 
 class Conv2d(Module):
-    """functional.conv2d with a weight of (out_channels, in_channels, *kernel_size), without a bias unless asked.
+    """functional.conv2d with a weight of (*kernel_size, in_channels, out_channels), without a bias unless asked.
 
     The weight is drawn from He's normal distribution with fan out: standard deviation sqrt(2 / (O KH KW)); the bias
     begins at zero. Raises ValueError where a size is below 1.
@@ -122,7 +124,8 @@ class Conv2d(Module):
         self.stride = pair_of("Conv2d", "stride", stride, 1)
         self.padding = pair_of("Conv2d", "padding", padding, 0)
         deviation = math.sqrt(2 / (out_channels * math.prod(kernel)))
-        self.weight = Parameter(_rng.normal(0, deviation, (out_channels, in_channels, *kernel)).astype(np.float32))
+        filters = _rng.normal(0, deviation, (out_channels, in_channels, *kernel)).astype(np.float32)
+        self.weight = Parameter(channels_last(filters))
         self.bias = Parameter(np.zeros(out_channels, np.float32)) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
@@ -130,7 +133,7 @@ class Conv2d(Module):
 
 
 class BatchNorm2d(Module):
-    """functional.batch_norm of (N, num_features, H, W), in training mode by the batch's own statistics.
+    """functional.batch_norm of (N, H, W, num_features), in training mode by the batch's own statistics.
 
     To begin with, weight is 1, bias 0, the running mean 0 and the running variance 1. Raises ValueError where
     num_features is below 1, momentum outside of 0 .. 1, or eps negative or not finite.
@@ -164,7 +167,7 @@ class ReLU(Module):
 
 
 class AvgPool2d(Module):
-    """functional.avg_pool2d of (N, C, H, W); the stride is the kernel's size unless given."""
+    """functional.avg_pool2d of (N, H, W, C); the stride is the kernel's size unless given."""
 
     def __init__(
         self,

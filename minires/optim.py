@@ -10,7 +10,7 @@ import numpy as np
 
 from . import device, tiles
 from .arguments import check_counts, check_range
-from .tensor import Tensor, note_used
+from .tensor import Tensor, channels_first, channels_last, note_used
 
 
 class SGD:
@@ -59,18 +59,21 @@ class SGD:
             p.grad = None
 
     def state_dict(self) -> dict[str, np.ndarray]:
-        """Copies on the host of the velocities, named `velocity.<index of the parameter>`; empty without momentum."""
+        """Copies on the host of the velocities, named `velocity.<index of the parameter>`; empty without momentum.
+
+        Those of filters are O x C x KH x KW, as Module.state_dict() has the filters.
+        """
         to_host = device.current().to_host
-        return {f"velocity.{i}": to_host(v) for i, v in enumerate(self.velocities) if v is not None}
+        return {f"velocity.{i}": channels_first(to_host(v)) for i, v in enumerate(self.velocities) if v is not None}
 
     def load_state_dict(self, state: Mapping[str, np.ndarray]) -> None:
         """Set the velocities from what state_dict gave. Raises ValueError where names or shapes differ."""
-        shapes = {f"velocity.{i}": v.shape for i, v in enumerate(self.velocities) if v is not None}
+        shapes = {name: v.shape for name, v in self.state_dict().items()}
         if (given := {name: np.shape(v) for name, v in state.items()}) != shapes:
             different = sorted(k for k in shapes.keys() | given.keys() if shapes.get(k) != given.get(k))
             raise ValueError(f"SGD: the state does not fit these parameters, at {', '.join(different)}")
         for i in range(len(shapes)):
-            v = np.ascontiguousarray(state[f"velocity.{i}"], self.params[i].dtype)
+            v = np.ascontiguousarray(channels_last(state[f"velocity.{i}"]), self.params[i].dtype)
             device.current().assign(self.velocities[i], v)  # in place: a recorded step reads it there
 
     def step(self) -> None:

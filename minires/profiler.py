@@ -26,10 +26,12 @@ class Profile:
 
     def __str__(self) -> str:
         total = sum(k.seconds for k in self.kernels.values()) or 1.0
-        lines = [f"{'kernel':32}{'launches':>9}{'ms':>11}{'share':>8}{'GB/s':>8}"]
+        lines = [f"{'launches':>8}{'ms':>11}{'share':>8}{'GB/s':>8}  kernel"]
         for name, k in sorted(self.kernels.items(), key=lambda item: -item[1].seconds):
             rate = k.bytes / k.seconds / 1e9 if k.seconds else 0.0
-            lines.append(f"{name:32}{k.launches:9}{k.seconds * 1e3:11.2f}{k.seconds / total:8.1%}{rate:8.1f}")
+            lines.append(
+                f"{k.launches:8}{k.seconds * 1e3:11.2f}{k.seconds / total:8.1%}{rate:8.1f}  {device.named(name)}"
+            )
         return "\n".join(lines)
 
 

@@ -32,7 +32,7 @@ def _downsample(in_channels: int, out_channels: int, stride: int, option: str) -
 
 
 class BasicBlock(Module):
-    """Two 3 x 3 convolutions and a shortcut: (N, in_channels, H, W) to (N, channels, H / stride, W / stride)."""
+    """Two 3 x 3 convolutions and a shortcut: (N, H, W, in_channels) to (N, H / stride, W / stride, channels)."""
 
     expansion = 1
 
@@ -72,7 +72,7 @@ class ResNet(Module):
     """Three stages of 16, 32 and 64 channels (times the block's expansion), of `layers` blocks each.
 
     `shortcut` says how a block that changes the shape passes its input on: "A" without parameters, "B" by a 1 x 1
-    convolution with BatchNorm. forward takes (N, 3, H, W), H and W at least 1, and returns logits (N, num_classes).
+    convolution with BatchNorm. forward takes (N, H, W, 3), H and W at least 1, and returns logits (N, num_classes).
     Raises ValueError for another shortcut or not three positive layer counts.
     """
 

@@ -55,10 +55,11 @@ def is_grad_enabled() -> bool:
 class Node:
     """An operation in the graph: its inputs, and how a gradient of its output becomes gradients of the inputs."""
 
-    def __init__(self, name: str, inputs: tuple[Tensor, ...], backward: Callable[[Any], tuple]) -> None:
+    def __init__(self, name: str, inputs: tuple[Tensor, ...], backward: Callable[..., tuple], adds: bool) -> None:
         self.name = name
         self.inputs = inputs
-        self.backward: Callable[[Any], tuple] | None = backward
+        self.backward: Callable[..., tuple] | None = backward
+        self.adds = adds
 
 
 class Tensor:
@@ -150,7 +151,8 @@ class Tensor:
                 tensor.grad = Tensor.wrap(dy if tensor.grad is None else add_arrays(tensor.grad.data, dy))
                 continue
             inputs, tensor.node.inputs = tensor.node.inputs, ()
-            for source, dx in zip(inputs, _run_backward(tensor.node, dy), strict=True):
+            known = (gradients.pop(id(inputs[0]), None),) if tensor.node.adds and inputs else ()
+            for source, dx in zip(inputs, _run_backward(tensor.node, dy, *known), strict=True):
                 if source.requires_grad:
                     known = gradients.get(id(source))
                     gradients[id(source)] = dx if known is None else add_arrays(known, dx)
@@ -168,16 +170,29 @@ class Tensor:
         return gradient.data
 
 
-def record(name: str, data: Any, inputs: tuple[Tensor, ...], backward: Callable[[Any], tuple]) -> Tensor:
+def record(
+    name: str, data: Any, inputs: tuple[Tensor, ...], backward: Callable[..., tuple], adds: bool = False
+) -> Tensor:
     """The result of an operation: a tensor that remembers, where an input requires a gradient, how to pass one back.
 
-    `backward` takes the gradient of `data`, an array, and returns one array (or None) for each input.
+    `backward` takes the gradient of `data`, an array, and returns one array (or None) for each input. With `adds` it also
+    takes what is known of the first input's gradient, an array or None, and adds that to its own: a pass over memory less.
     """
     result = Tensor.wrap(data)
     if _grad_enabled and any(t.requires_grad for t in inputs):
         result.requires_grad = True
-        result.node = Node(name, inputs, backward)
+        result.node = Node(name, inputs, backward, adds)
     return result
+
+
+def channels_first(filters: np.ndarray) -> np.ndarray:
+    """Filters KH x KW x C x O as PyTorch and all files have them, O x C x KH x KW; an array of other rank as it is."""
+    return np.ascontiguousarray(filters.transpose(3, 2, 0, 1)) if filters.ndim == 4 else filters
+
+
+def channels_last(filters: np.ndarray) -> np.ndarray:
+    """The inverse of channels_first."""
+    return np.ascontiguousarray(filters.transpose(2, 3, 1, 0)) if filters.ndim == 4 else filters
 
 
 def add_arrays(a: Any, b: Any) -> Any:
@@ -188,13 +203,13 @@ def add_arrays(a: Any, b: Any) -> Any:
     return c
 
 
-def _run_backward(node: Node, dy: Any) -> tuple:
+def _run_backward(node: Node, dy: Any, *known: Any) -> tuple:
     if node.backward is None:
         raise RuntimeError(
             f"backward() a second time through {node.name}: its graph was freed by the first; run forward again"
         )
     backward, node.backward = node.backward, None
-    return backward(dy)
+    return backward(dy, *known)
 
 
 def _topological_order(root: Tensor) -> list[Tensor]:

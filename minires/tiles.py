@@ -1,153 +1,78 @@
-"""Which instance of a kernel's template serves which shape: a table for each device, and why its rows are as they are.
+"""Which sizes a kernel's template gets for which shape: a table of numbers for each device, and why they are as they are.
 
-A GPU wants many threads with small tiles, neighbouring lanes at neighbouring addresses, and at least 8 warps for each
-multiprocessor. A CPU wants few threads, since each waits at every barrier, with tiles that fill its vector registers and
-stay in a core's first cache. Sizes stand in the kernels' headers, and the counters and figures behind them in
-kernels/README.md; examples/inspect_kernel.py --step shows what becomes of them.
+A GPU wants many threads with small parts, at least 8 warps for each multiprocessor; its widest load is 16 bytes, and a word
+from shared memory or the first cache must feed four multiply-adds. A CPU wants parts that fill its vector registers, and few
+threads, since each waits at every barrier. Sizes are explained in the kernels' headers, and measured in kernels/README.md.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
 
 from . import device
 
-
-class _Tile:
-    @property
-    def arguments(self) -> str:
-        """Of the template, as C++ has them."""
-        return ", ".join(str(v).lower() for v in vars(self).values())
-
-
-@dataclass(frozen=True)
-class Conv(_Tile):
-    """conv3x3: images, channels, rows and columns of a block; channels, rows and columns of a part of it."""
-
-    images: int
-    channels: int
-    rows: int
-    columns: int
-    part_channels: int
-    part_rows: int
-    part_columns: int
-
-    @property
-    def threads(self) -> int:
-        """Of a block: one for each part, or one for all where a part's columns are a vector, on a CPU."""
-        values = self.images * self.channels * self.rows * self.columns
-        return 1 if self.part_columns > 1 else values // (self.part_channels * self.part_rows)
-
-    def overhang(self, n: int, o: int, oh: int, ow: int) -> int:
-        """How many values the tiles compute that cover n x o x oh x ow."""
-        sizes = (self.images, n), (self.channels, o), (self.rows, oh), (self.columns, ow)
-        total = 1
-        for tile, size in sizes:
-            total *= -(-size // tile) * tile
-        return total
-
-    def grid(self, n: int, o: int, oh: int, ow: int) -> tuple[int, int]:
-        """The blocks that cover n x o x oh x ow."""
-        tiles = -(-n // self.images) * -(-oh // self.rows) * -(-ow // self.columns)
-        return tiles, -(-o // self.channels)
-
-
-@dataclass(frozen=True)
-class Weight(_Tile):
-    """conv3x3_weight: rows and columns of a tile of pixels; channels in and out, and pixels at a time, of a thread."""
-
-    rows: int
-    columns: int
-    thread_in: int
-    thread_out: int
-    pixels: int
-
-    @property
-    def threads(self) -> int:
-        """Of a block."""
-        return 256 // (self.thread_in * self.thread_out)
-
-
-@dataclass(frozen=True)
-class Gemm(_Tile):
-    """gemm_blocked: rows, columns and depth of a block's tile; rows and columns of a thread; whether these are spread."""
-
-    rows: int
-    columns: int
-    depth: int
-    thread_rows: int
-    thread_columns: int
-    striped: bool
-
-    @property
-    def threads(self) -> int:
-        """Of a block."""
-        return self.rows * self.columns // (self.thread_rows * self.thread_columns)
+SHARED = 48 * 1024  # bytes that every GPU grants a block, and that a CPU's first cache holds
+Launch = tuple[Any, ...]  # a kernel's instance, grid and block; and what else is said
 
 
 @dataclass(frozen=True)
 class Tiles:
-    """A device's table; the keys 1 and 2 are the stride."""
+    """A device's numbers."""
 
-    conv: dict[int, Sequence[Conv]]
-    strided_gradient: Sequence[Conv]
-    weight: dict[int, Sequence[Weight]]  # the widest first: the first that is no wider than the image serves
-    gemm: Sequence[Gemm]
-    run: int  # neighbours that an element-wise or reducing thread takes at a time
-    sum_run: int  # the same of conv3x3_weight_sum
+    pixels: Sequence[tuple[int, int]]  # rows and columns of a block's tile of an image, the largest first
+    vector: int  # bytes of neighbouring channels that a thread has
+    sums: int  # bytes of sums that a thread of a convolution has in registers
+    part_rows: int  # pixels of a column that it has, at most
+    threads: int  # of a block whose parts any number of threads can share, at most
+    pairs: int  # channels in, and out, that a block of the filters' gradient has
+    pair_pixels: int  # of a row that it does together
+    pair_sums: int  # bytes of sums of a tap
+    gemm: Sequence[tuple[int, int, int, int, int]]  # rows, columns, depth of a block's tile; rows, columns of a thread
+    columns: int  # that a block adds up: 8 floats are a sector, 16 a line of a cache
+    column_run: int  # neighbours of them that a thread has
     sgd: tuple[int, int]  # of sgd_step: neighbours that a thread takes at a time, threads of a block
-    reduction_threads: int  # of a block that adds up a chunk of a channel
-    chunk: int  # values of a channel that such a block adds up, at most
     blocks: int  # wanted of what can be cut into any number; it is the same for any number of processors
 
 
 TABLES = {
+    # 8 x 4 sums: 40 words of pixels and 48 of weights feed 384 multiply-adds; of the filters' gradient, 30 and 32 feed 288.
     "cuda": Tiles(
-        # 4 x 8 sums a thread: 66 loads from shared memory feed 288 multiply-adds, and 32 sums, a column of 10 pixels and a
-        # weight fit into 128 registers. A row of lanes is a row of the image, in the stages of 32, 16 and 8 columns.
-        conv={
-            1: (Conv(1, 16, 8, 32, 4, 8, 1), Conv(1, 32, 8, 16, 4, 8, 1), Conv(1, 64, 8, 8, 4, 8, 1)),
-            2: (Conv(1, 32, 8, 16, 4, 4, 1), Conv(1, 64, 8, 8, 4, 4, 1)),
-        },
-        strided_gradient=(Conv(1, 16, 8, 16, 2, 4, 1), Conv(1, 32, 8, 8, 2, 4, 1)),
-        # All nine taps of 1 x 4 pairs: 34 loads feed 144 multiply-adds. Two warps a block, and 512 blocks.
-        weight={
-            1: (Weight(4, 32, 1, 4, 4), Weight(8, 16, 1, 4, 4), Weight(8, 8, 1, 4, 4)),
-            2: (Weight(4, 16, 1, 4, 4), Weight(8, 8, 1, 4, 4)),
-        },
-        gemm=(Gemm(64, 64, 16, 8, 4, True),),
-        run=1,
-        sum_run=1,
+        pixels=((8, 32), (8, 16), (8, 8), (4, 8), (4, 4), (2, 4)),
+        vector=16,
+        sums=128,
+        part_rows=8,
+        threads=256,
+        pairs=16,
+        pair_pixels=8,
+        pair_sums=16,
+        gemm=((64, 64, 16, 8, 8),),
+        columns=8,
+        column_run=1,
         sgd=(1, 256),
-        reduction_threads=256,
-        chunk=16384,
         blocks=512,
     ),
+    # 16 sums of 64 bytes leave registers for the weights. One thread does all parts of a tile in turn.
     "cpu": Tiles(
-        # 8 channels of two vectors of 16 pixels are 16 sums in registers, of 32. As many pixels a block as the first cache
-        # holds, with their halo, so that the weights, which are brought into order for each block, cost little.
-        conv={
-            1: (Conv(1, 16, 32, 32, 8, 2, 16), Conv(2, 32, 16, 16, 8, 2, 16), Conv(4, 64, 8, 8, 8, 2, 16)),
-            2: (Conv(1, 32, 16, 16, 8, 2, 16), Conv(2, 64, 8, 8, 8, 2, 8)),
-        },
-        strided_gradient=(Conv(1, 16, 16, 16, 4, 1, 16), Conv(1, 32, 8, 8, 4, 2, 8)),
-        # All nine taps of 2 x 16 pairs are 18 vectors of sums.
-        weight={
-            1: (Weight(8, 32, 2, 16, 1), Weight(16, 16, 2, 16, 1), Weight(8, 8, 2, 16, 1)),
-            2: (Weight(8, 16, 2, 16, 1), Weight(8, 8, 2, 16, 1)),
-        },
-        # Three shapes: a convolution's matrices are as high as it has channels, 16, 32 or 64.
-        gemm=(Gemm(64, 64, 32, 8, 16, False), Gemm(32, 128, 32, 8, 16, False), Gemm(16, 256, 32, 8, 16, False)),
-        run=64,
-        sum_run=16,
+        pixels=((16, 32), (8, 32), (16, 16), (8, 16), (8, 8), (4, 8), (4, 4), (2, 4)),
+        vector=128,
+        sums=1024,
+        part_rows=8,
+        threads=1,
+        pairs=64,
+        pair_pixels=1,
+        pair_sums=128,
+        gemm=((64, 64, 32, 8, 32), (64, 32, 32, 8, 32), (64, 16, 32, 16, 16)),
+        columns=64,
+        column_run=64,
         sgd=(4096, 1),  # each thread gets a copy of 2 KB of pointers
-        reduction_threads=1,
-        chunk=16384,  # they stay in a core's second cache between two passes
-        blocks=64,
+        blocks=32,
     ),
 }
-TRANSPOSED = {"nn": "false, false", "nt": "false, true", "tn": "true, false"}
 
 
 def table() -> Tiles:
@@ -155,40 +80,112 @@ def table() -> Tiles:
     return TABLES[device.current().tiling]
 
 
-def serves(kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int]) -> bool:
-    """Whether the 3 x 3 kernels compute convolutions of this geometry."""
-    return tuple(kernel) == (3, 3) and stride in ((1, 1), (2, 2)) and max(padding) <= 2
+def run_of(n: int, most: int) -> int:
+    """The largest power of two up to `most`, itself one, that divides n: kernels/common.cuh has it too."""
+    return most if n % most == 0 else run_of(n, most // 2)
 
 
-def conv(stride: int, turned: bool, n: int, o: int, oh: int, ow: int, fused: int = 0) -> tuple[str, tuple, tuple]:
-    """Name, grid and block of the convolution of a shape: the tile that covers it with the least overhang."""
-    tile = min(table().conv[stride], key=lambda t: t.overhang(n, o, oh, ow))
-    name = f"conv3x3<{tile.arguments}, {stride}, {str(turned).lower()}, {fused}>"
-    return name, tile.grid(n, o, oh, ow), (tile.threads,)
+def run(n: int, dtype: np.dtype) -> int:
+    """How many of n neighbours a thread takes that has nothing but neighbours."""
+    return run_of(n, table().vector // dtype.itemsize)
 
 
-def strided_gradient(n: int, c: int, h: int, w: int) -> tuple[str, tuple, tuple]:
-    """Name, grid and block of the input gradient of a convolution with stride 2, for an input of n x c x h x w."""
-    places = n, c, -(-h // 2), -(-w // 2)
-    tile = min(table().strided_gradient, key=lambda t: t.overhang(*places))
-    return f"conv3x3_strided_gradient<{tile.arguments.partition(', ')[2]}>", tile.grid(*places), (tile.threads,)
+def _divisor(n: int, most: int) -> int:
+    return next(d for d in range(min(n, most), 0, -1) if n % d == 0)
 
 
-def weight(stride: int, ow: int) -> tuple[str, int]:
-    """Name and threads of the weight gradient for dy that is ow wide: of the tiles that are not half empty the widest."""
-    tiles = table().weight[stride]
-    tile = next((t for t in tiles if t.columns < 2 * ow and t.columns <= max(ow, 8)), tiles[-1])
-    return f"conv3x3_weight<{tile.arguments}, {stride}>", tile.threads
+def _named(kernel: str, *sizes: Any) -> str:
+    return f"{kernel}<{', '.join(str(size).lower() for size in sizes)}>"
 
 
-def gemm(kind: str, m: int, n: int, batch: int) -> tuple[str, tuple, tuple]:
-    """Name, grid and block of a product: the tile with the least overhang; the squarest of equal ones reads least."""
-    tile = min(table().gemm, key=lambda t: -(-m // t.rows) * -(-n // t.columns) * t.rows * t.columns)
-    grid = -(-n // tile.columns), -(-m // tile.rows), min(batch, 65535)
-    return f"gemm_blocked<{tile.arguments}, {TRANSPOSED[kind]}>", grid, (tile.threads,)
+def serves(kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], c: int, o: int) -> bool:
+    """Whether the 3 x 3 kernels compute convolutions of this geometry, from c channels to o."""
+    geometry = tuple(kernel) == (3, 3) and stride in ((1, 1), (2, 2)) and max(padding) <= 2
+    return geometry and max(c, o) <= 64 and o % 4 == 0
 
 
-def sgd(parameters: int, largest: int) -> tuple[str, tuple, tuple]:
-    """Name, grid and block of the step for some parameters, the largest of which has so many elements."""
+@functools.cache
+def _pixels(
+    now: Tiles, places: tuple[int, int], stride: int, halo_bytes: int, bytes_too: int = 0
+) -> tuple[int, int, int]:
+    """Rows and columns of the tile that covers the places with the least overhang, the largest of equal ones that fit into
+    shared memory: with its halo, of so many bytes a pixel, and a tile without; and how many such tiles there are."""
+
+    def tiles(tile: tuple[int, int]) -> int:
+        return -(-places[0] // tile[0]) * -(-places[1] // tile[1])
+
+    def fits(tile: tuple[int, int]) -> bool:
+        height, width = ((side - 1) * stride + 3 for side in tile)
+        return height * width * halo_bytes + tile[0] * tile[1] * bytes_too <= SHARED
+
+    best = min(filter(fits, now.pixels), key=lambda tile: tiles(tile) * tile[0] * tile[1])
+    return *best, tiles(best)
+
+
+def conv(n: int, c: int, o: int, places: tuple[int, int], stride: int, dtype: np.dtype, *options: bool) -> Launch:
+    """The convolution of n images from c channels to o, with so many rows and columns of output pixels."""
+    now, size = table(), dtype.itemsize
+    rows, columns, tiles = _pixels(now, places, stride, (c + 4) * size)
+    to = run_of(o, now.vector // size)
+    tp = min(rows, now.part_rows // stride, now.sums // size // to)
+    threads = min(rows // tp * columns * o // to, now.threads)
+    return _named("conv3x3", rows, columns, tp, to, c, o, stride, *options), (n * tiles,), (threads,)
+
+
+def strided_gradient(n: int, o: int, c: int, places: tuple[int, int], dtype: np.dtype) -> Launch:
+    """The input gradient of a convolution with stride 2, from o channels to c, for so many fours of pixels."""
+    now, size = table(), dtype.itemsize
+    rows, columns, tiles = _pixels(now, places, 1, (o + 4) * size)
+    to = run_of(c, min(now.vector, 64) // size)
+    tp = min(rows, max(now.sums // size // to // 4, 1))
+    threads = min(rows // tp * columns * c // to, now.threads)
+    return _named("conv3x3_strided_gradient", rows, columns, tp, to, o, c), (n * tiles,), (threads,)
+
+
+def weight(n: int, c: int, o: int, places: tuple[int, int], stride: int, dtype: np.dtype) -> Launch:
+    """The gradient of the filters; besides, the tiles of a chunk. grid[2] is the number of chunks."""
+    now, size = table(), dtype.itemsize
+    to = run_of(o, now.vector // size)
+    bc, bo = _divisor(c, now.pairs), to * _divisor(o // to, max(now.pairs // to, 1))
+    tc = _divisor(bc, max(now.pair_sums // size // to, 1))
+    rows, columns, tiles = _pixels(now, places, stride, bc * size, bo * size)
+    pairs = c // bc, o // bo
+    chunk = -(-n * tiles // max(now.blocks // (pairs[0] * pairs[1]), 1))
+    name = _named("conv3x3_weight", rows, columns, min(now.pair_pixels, columns), bc, bo, tc, to, stride)
+    return name, (*pairs, -(-n * tiles // chunk)), (bc // tc * bo // to,), chunk
+
+
+def gemm(m: int, n: int, k: int, *transposed: bool) -> Launch:
+    """The product of m x k and k x n, by the tile with the least overhang; besides, the depth of a chunk of k: more than one
+    where there are few tiles. grid[2] is the number of chunks."""
+    bm, bn, bk, tm, tn = min(table().gemm, key=lambda t: -(-m // t[0]) * -(-n // t[1]) * t[0] * t[1])
+    tiles = -(-n // bn), -(-m // bm)
+    chunks = min(max(table().blocks // (tiles[0] * tiles[1]), 1), -(-k // (16 * bk)))
+    depth = -(-k // (chunks * bk)) * bk
+    return (
+        _named("gemm_blocked", bm, bn, bk, tm, tn, *transposed),
+        (*tiles, -(-k // depth)),
+        (bm // tm * bn // tn,),
+        depth,
+    )
+
+
+def columns(m: int, c: int, kernel: str, *options: bool) -> Launch:
+    """A kernel that adds up the columns of an m x c matrix; besides, the columns of a block and the rows of a chunk. grid[1]
+    is the number of chunks."""
+    now = table()
+    strips = -(-c // now.columns)
+    rows = max(-(-m // max(now.blocks // strips, 1)), 16)
+    return (
+        _named(kernel, run_of(c, now.column_run), *options),
+        (strips, -(-m // rows)),
+        (now.threads,),
+        now.columns,
+        rows,
+    )
+
+
+def sgd(parameters: int, largest: int) -> Launch:
+    """The step for some parameters, the largest of which has so many elements."""
     run, threads = table().sgd
     return f"sgd_step<{run}>", (parameters, min(-(-largest // (run * threads)), 256)), (threads,)

@@ -38,7 +38,7 @@ COUNTED = "test_inspect_kernel.py::test_a_training_step"  # sectors and wavefron
 TESTS = {  # of the other files those of their name
     "common.cuh": ["test_batchnorm.py", "test_cross_entropy.py"],
     "batchnorm.cu": ["test_batchnorm.py", COUNTED],
-    "conv2d.cu": ["test_conv2d.py", "test_inference.py", COUNTED],
+    "conv3x3.cu": ["test_conv3x3.py", "test_inference.py", COUNTED],
 }
 
 

@@ -3,7 +3,7 @@ import pytest
 from reference import assert_close
 
 from minires import device, tiles
-from minires.functional import _gemm
+from minires.functional import _gemm, _sum_of_chunks
 
 SHAPES = [
     (1, 1, 1),
@@ -17,39 +17,52 @@ SHAPES = [
 ]
 
 
-def operands(rng, kind, m, n, k, batch, dtype):
-    a = rng.standard_normal((batch, m, k)).astype(dtype)
-    b = rng.standard_normal((batch, k, n)).astype(dtype)
-    stored_a = a.swapaxes(1, 2) if kind[0] == "t" else a
-    stored_b = b.swapaxes(1, 2) if kind[1] == "t" else b
-    return a, b, *(device.current().to_device(np.ascontiguousarray(s)) for s in (stored_a, stored_b))
+def operands(rng, m, n, k, a_transposed, b_transposed, dtype):
+    a, b = rng.standard_normal((m, k)).astype(dtype), rng.standard_normal((k, n)).astype(dtype)
+    stored = a.T if a_transposed else a, b.T if b_transposed else b
+    return a, b, *(device.current().to_device(np.ascontiguousarray(s)) for s in stored)
 
 
-TILES = {f"{name} {t.rows}x{t.columns}": t for name, table in tiles.TABLES.items() for t in table.gemm}
+TRANSPOSED = [(False, False), (False, True), (True, False), (True, True)]
+TILES = {f"{name} {t[0]}x{t[1]}": t for name, table in tiles.TABLES.items() for t in table.gemm}
 
 
 @pytest.mark.parametrize("variant", ["tiled", *TILES])
-@pytest.mark.parametrize("kind", ["nn", "nt", "tn"])
+@pytest.mark.parametrize("transposed", TRANSPOSED, ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_every_kernel_is_the_matrix_product(rng, dtype, kind, variant, shape):
-    (m, n, k), batch = shape, 3
-    a, b, stored_a, stored_b = operands(rng, kind, m, n, k, batch, dtype)
-    c = device.current().empty((batch, m, n), dtype)
-    name, height, width, block = f"gemm_tiled<{tiles.TRANSPOSED[kind]}>", 16, 16, (16, 16)
-    if variant != "tiled":
-        tile = TILES[variant]
-        name, height, width = f"gemm_blocked<{tile.arguments}, {tiles.TRANSPOSED[kind]}>", tile.rows, tile.columns
-        block = (tile.threads,)
-    grid = (-(-n // width), -(-m // height), 2)  # fewer than the batch: a block then goes on to the next matrix
-    device.launch(name, grid, block, stored_a, stored_b, c, m, n, k, m * k, k * n, m * n, batch)
-    expected = a.astype(np.float64) @ b.astype(np.float64)
-    assert_close(device.current().to_host(c), expected, dtype)
-
-
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_a_stride_of_zero_uses_one_matrix_for_the_whole_batch(rng, dtype, shape):
+def test_every_kernel_is_the_matrix_product(rng, dtype, transposed, variant, shape):
     m, n, k = shape
-    a, b, stored_a, stored_b = operands(rng, "nn", m, n, k, 4, dtype)
-    c = device.current().empty((4, m, n), dtype)
-    _gemm("nn", stored_a, stored_b, c, m, n, k, (0, k * n, m * n), 4)
-    assert_close(device.current().to_host(c), a[0].astype(np.float64) @ b.astype(np.float64), dtype)
+    a, b, stored_a, stored_b = operands(rng, m, n, k, *transposed, dtype)
+    options = ", ".join(str(t).lower() for t in transposed)
+    name, bm, bn, bk, block = f"gemm_tiled<{options}>", 16, 16, 16, (16, 16)
+    if variant != "tiled":
+        bm, bn, bk, tm, tn = TILES[variant]
+        name, block = f"gemm_blocked<{bm}, {bn}, {bk}, {tm}, {tn}, {options}>", (bm // tm * bn // tn,)
+    for depth in {k, -(-k // (2 * bk)) * bk}:  # K as a whole, and in two chunks where it is long enough
+        chunks = -(-k // depth)
+        c = device.current().empty((chunks, m, n), dtype)
+        device.launch(name, (-(-n // bn), -(-m // bm), chunks), block, stored_a, stored_b, c, m, n, k, depth)
+        parts = device.current().to_host(c).sum(0, np.float64).astype(dtype)
+        assert_close(parts, a.astype(np.float64) @ b.astype(np.float64), dtype)
+
+
+@pytest.mark.parametrize("tiling", tiles.TABLES)
+@pytest.mark.parametrize("shape", [*SHAPES, (9, 12, 5000)], ids=str)
+def test_as_the_operations_ask_for_it(rng, dtype, shape, tiling, monkeypatch):
+    monkeypatch.setattr(device.current(), "tiling", tiling)
+    m, n, k = shape
+    a, b, stored_a, stored_b = operands(rng, m, n, k, True, False, dtype)
+    c = device.current().empty((m, n), dtype)
+    _gemm(stored_a, stored_b, c, m, n, k, a_transposed=True)
+    assert_close(device.current().to_host(c), a.astype(np.float64) @ b.astype(np.float64), dtype)
+    assert (tiles.gemm(m, n, k)[1][2] > 1) == (k == 5000)  # chunks
+
+
+@pytest.mark.parametrize("tiling", tiles.TABLES)
+@pytest.mark.parametrize(("chunks", "count"), [(1, 1), (3, 257), (40, 512), (7, 100)])
+def test_sum_of_chunks(rng, dtype, chunks, count, tiling, monkeypatch):
+    now, parts = device.current(), rng.standard_normal((chunks, count)).astype(dtype)
+    monkeypatch.setattr(now, "tiling", tiling)
+    total = now.empty((count,), dtype)
+    _sum_of_chunks(now.to_device(parts), total)
+    assert_close(now.to_host(total), parts.sum(0, np.float64), dtype)

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 from reference import assert_close, unwindow, windows
 
-from minires import device
-from minires.functional import _launch_planes
+from minires import device, tiles
+from minires.functional import _launch_pixels
 
 GEOMETRIES = [  # image, kernel, stride, padding
     ((1, 1), (1, 1), (1, 1), (0, 0)),
@@ -16,19 +16,22 @@ GEOMETRIES = [  # image, kernel, stride, padding
 ]
 
 
+@pytest.mark.parametrize("tiling", tiles.TABLES)
+@pytest.mark.parametrize("c", [3, 4, 48])
 @pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
-def test_im2col_and_col2im(rng, dtype, geometry):
+def test_im2col_and_col2im(rng, dtype, geometry, c, tiling, monkeypatch):
+    monkeypatch.setattr(device.current(), "tiling", tiling)
     (h, w), kernel, stride, padding = geometry
-    n, c = 2, 3
-    x = rng.standard_normal((n, c, h, w)).astype(dtype)
+    n = 2
+    x = rng.standard_normal((n, h, w, c)).astype(dtype)
     expected = windows(x, kernel, stride, padding)
-    oh, ow = expected.shape[2:4]
+    oh, ow = expected.shape[1:3]
     now = device.current()
-    numbers = h, w, *kernel, oh, ow, *stride, *padding
-    columns, folded = now.empty((n, c, *kernel, oh, ow), dtype), now.empty(x.shape, dtype)
-    _launch_planes("im2col", n * c * kernel[0] * kernel[1], oh, ow, now.to_device(x), columns, *numbers)
-    np.testing.assert_array_equal(now.to_host(columns), expected.transpose(0, 1, 4, 5, 2, 3))
+    numbers = c, h, w, *kernel, oh, ow, *stride, *padding
+    columns, folded, taps = now.empty((n, oh, ow, *kernel, c), dtype), now.empty(x.shape, dtype), kernel[0] * kernel[1]
+    _launch_pixels("im2col", n * oh * ow, c, now.to_device(x), columns, n * oh * ow, *numbers, taps=taps)
+    np.testing.assert_array_equal(now.to_host(columns), expected.transpose(0, 1, 2, 4, 5, 3))
 
     d_columns = rng.standard_normal(columns.shape).astype(dtype)
-    _launch_planes("col2im", n * c, h, w, now.to_device(d_columns), folded, *numbers)
-    assert_close(now.to_host(folded), unwindow(d_columns.transpose(0, 1, 4, 5, 2, 3), x.shape, stride, padding), dtype)
+    _launch_pixels("col2im", n * h * w, c, now.to_device(d_columns), folded, n * h * w, *numbers)
+    assert_close(now.to_host(folded), unwindow(d_columns.transpose(0, 1, 2, 5, 3, 4), x.shape, stride, padding), dtype)

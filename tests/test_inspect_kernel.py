@@ -77,7 +77,7 @@ def test_a_training_step(tmp_path):
             assert h100["floor_us"] == max(h100["floors_us"].values()) >= 0
             assert 0 < h100["warps_at_grid"] <= h100["warps_by_resources"] <= 64
     launches = sum(r["count"] for r in rows)
-    assert 100 <= launches < 200 and re.search(rf"^{launches} launches, ", result.stdout, re.MULTILINE)
+    assert 100 <= launches <= 180 and re.search(rf"^{launches} launches, ", result.stdout, re.MULTILINE)
     step = sum(r["count"] * r["flops"] for r in rows)
     for row in rows:
         if row["count"] * row["flops"] > step / 100:
@@ -99,7 +99,8 @@ def of_a_gpus_shape(row: dict) -> None:
         h100 = row["gpus"]["H100"]
         assert h100["floors_us"]["wavefronts"] <= 1.25 * h100["floors_us"]["arithmetic"], row
         # The stage of 8 x 8 has 15 values for each lane of that GPU.
-        assert h100["warps_at_grid"] >= (3.8 if row["kernel"].startswith("conv3x3<1, 64") else 7.5), row
+        assert h100["warps_at_grid"] >= (3.8 if row["kernel"].startswith("conv3x3<8, 8,") else 7.5), row
+    assert row["flops"] / 2 >= 4 * row["words"], row  # multiply-adds that a word from shared memory or the first cache feeds
 
 
 def test_floors_by_hand():

@@ -8,7 +8,7 @@ def test_names_and_state():
     net = mr.nn.Sequential(mr.nn.Conv2d(3, 4, 3, bias=True), mr.nn.BatchNorm2d(4), mr.nn.ReLU(), mr.nn.AvgPool2d(2))
     assert [name for name, _ in net.named_parameters()] == ["0.weight", "0.bias", "1.weight", "1.bias"]
     assert list(net.state_dict()) == [*(n for n, _ in net.named_parameters()), "1.running_mean", "1.running_var"]
-    assert net(mr.Tensor(np.ones((2, 3, 6, 6), np.float32))).shape == (2, 4, 2, 2)
+    assert net(mr.Tensor(np.ones((2, 6, 6, 3), np.float32))).shape == (2, 2, 2, 4)
 
 
 def test_the_seed_decides_the_weights():
@@ -19,6 +19,21 @@ def test_the_seed_decides_the_weights():
     for name in states[0]:
         np.testing.assert_array_equal(states[0][name], states[1][name])
     assert not np.array_equal(states[0]["conv1.weight"], states[2]["conv1.weight"])
+
+
+def test_files_have_the_filters_as_pytorch_has_them(rng):
+    """O x C x KH x KW in state_dict() and the optimiser's state, KH x KW x C x O in the layer."""
+    layer = mr.nn.Conv2d(3, 4, (2, 5))
+    optimizer = mr.optim.SGD(layer.parameters(), 0.1, momentum=0.9)
+    filters, velocity = (rng.standard_normal((4, 3, 2, 5)).astype(np.float32) for _ in range(2))
+    layer.load_state_dict({"weight": filters})
+    optimizer.load_state_dict({"velocity.0": velocity})
+    assert layer.weight.shape == (2, 5, 3, 4) and layer.weight.numpy()[1, 4, 2, 3] == filters[3, 2, 1, 4]
+    np.testing.assert_array_equal(layer.state_dict()["weight"], filters)
+    np.testing.assert_array_equal(optimizer.state_dict()["velocity.0"], velocity)
+    layer.weight.grad = mr.Tensor(np.zeros(layer.weight.shape, np.float32))
+    optimizer.step()
+    np.testing.assert_allclose(layer.state_dict()["weight"], filters - 0.1 * 0.9 * velocity, rtol=1e-5, atol=1e-6)
 
 
 def test_he_initialisation_with_fan_out():

@@ -47,7 +47,7 @@ def test_one_cycle_ends():
 
 @pytest.mark.parametrize("value", [-1.0, float("nan"), float("inf")])
 def test_every_number_states_its_range(value):
-    x, ones = mr.Tensor(np.ones((2, 3, 2, 2), np.float32)), mr.Tensor(np.ones(3, np.float32))
+    x, ones = mr.Tensor(np.ones((2, 2, 2, 3), np.float32)), mr.Tensor(np.ones(3, np.float32))
     optimizer = mr.optim.SGD([mr.Tensor([1.0], requires_grad=True)], 0.3)
     calls = {
         "SGD: lr": lambda: mr.optim.SGD(optimizer.params, value),

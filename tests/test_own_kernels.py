@@ -817,7 +817,7 @@ def test_run_kernel(tmp_path, current_device):
     wrong = run_kernel(
         tmp_path, code.replace("if (i < n) ", ""), "scale<float>", *[a.replace("512", "500") for a in launch]
     )
-    assert wrong.returncode == 1 and "mem: kernel scale<float>, file.cu:14" in wrong.stderr
+    assert wrong.returncode == 1 and "mem: kernel scale<t=float>, file.cu:14" in wrong.stderr
     assert "Traceback" not in wrong.stderr
     missing = run_kernel(tmp_path, code, "scales", *launch)
     assert missing.returncode == 1 and "no kernel 'scales'" in missing.stderr and "it has: scale" in missing.stderr

@@ -55,7 +55,7 @@ def test_overfits_one_batch(arguments):
 
 def test_any_image_size():
     with mr.no_grad():
-        assert mr.resnet.resnet(8)(mr.Tensor(np.ones((2, 3, 1, 5), np.float32))).shape == (2, 10)
+        assert mr.resnet.resnet(8)(mr.Tensor(np.ones((2, 1, 5, 3), np.float32))).shape == (2, 10)
 
 
 def test_bad_arguments():
@@ -66,7 +66,7 @@ def test_bad_arguments():
     with pytest.raises(ValueError, match="depth must be 6 n"):
         mr.resnet.resnet(21)
     with pytest.raises(ValueError, match="x has 4 channels"):
-        mr.resnet.resnet(8)(mr.Tensor(np.ones((1, 4, 8, 8), np.float32)))
+        mr.resnet.resnet(8)(mr.Tensor(np.ones((1, 8, 8, 4), np.float32)))
 
 
 class Guarded(np.ndarray):
@@ -132,7 +132,7 @@ def test_a_network_follows_from_its_weights(depth, classes, shortcut, rng):
     state = net.state_dict() | {"bn1.num_batches_tracked": np.array(3)}  # as from PyTorch
     again = mr.resnet.from_state_dict(state)
     assert [name for name, _ in again.named_parameters()] == [name for name, _ in net.named_parameters()]
-    x = mr.Tensor(rng.standard_normal((2, 3, 8, 8)).astype(np.float32))
+    x = mr.Tensor(rng.standard_normal((2, 8, 8, 3)).astype(np.float32))
     assert (again.eval()(x).numpy() == net.eval()(x).numpy()).all()
 
 

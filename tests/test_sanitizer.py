@@ -316,7 +316,7 @@ def test_a_step_with_every_kernel_of_training_is_clean_for_20_seeds():
             norms, fc = [mr.nn.BatchNorm2d(4), mr.nn.BatchNorm2d(5)], mr.nn.Linear(5, 3)
             parameters = [p for m in (first, second, *norms, fc) for p in m.parameters()]
             optimizer = mr.optim.SGD(parameters, lr=0.1, momentum=0.9)
-            x = mr.Tensor(np.random.default_rng(seed).standard_normal((2, 3, 8, 8)).astype(np.float32))
+            x = mr.Tensor(np.random.default_rng(seed).standard_normal((2, 8, 8, 3)).astype(np.float32))
             y = norms[0].relu(first(x))
             z = norms[1].relu(second(y), functional.shortcut(y, 5, 2))
             logits = fc(functional.global_avg_pool2d(z))

@@ -29,7 +29,7 @@ def test_auto_falls_back_loudly_and_writes_everything(tmp_path):
     result = train(tmp_path, *sizes, "--profile")
     assert result.returncode == 0, result.stderr
     assert re.search(
-        r"^batchnorm_forward<\d+, true, false> +12 ", result.stdout, re.MULTILINE
+        r"^ +12 .* batchnorm_forward<run=\d+, relu=true, add=false>$", result.stdout, re.MULTILINE
     )  # 4 of them in 3 batches
     assert "CIFAR-10 IS NOT THERE: cannot fetch" in result.stdout
     assert "75,290 parameters" in result.stdout

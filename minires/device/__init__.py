@@ -16,7 +16,17 @@ from typing import Any
 
 import numpy as np
 
-from .source import KERNELS_DIR, MAX_POINTERS, DeviceError, Module, arrays_in, base_name, library_files, read_source
+from .source import (
+    KERNELS_DIR,
+    MAX_POINTERS,
+    DeviceError,
+    Module,
+    arrays_in,
+    base_name,
+    library_files,
+    named,
+    read_source,
+)
 
 __all__ = [
     "KERNELS_DIR",
@@ -27,6 +37,7 @@ __all__ = [
     "describe_device",
     "get_device",
     "launch",
+    "named",
     "observe",
     "set_device",
 ]
@@ -87,6 +98,14 @@ def _library(device: Any, file: Path, scalar: np.dtype, watcher: str) -> Module:
     return device.compile(read_source(file), scalar)
 
 
+@functools.cache
+def _kernel(device: Any, name: str, scalar: np.dtype, watcher: str) -> Callable[..., None]:
+    file = library_files().get(base_name(name))
+    if file is None:
+        raise ValueError(f"no kernel {name!r} in {KERNELS_DIR}")
+    return _library(device, file, scalar, watcher).kernel(name, together=True)
+
+
 def launch(
     name: str, grid: tuple[int, ...], block: tuple[int, ...], *args: Any, scalar: np.dtype | None = None
 ) -> None:
@@ -99,10 +118,7 @@ def launch(
     now = current()
     if scalar is None:
         scalar = next(a.dtype for a in arrays_in(args, now.array_type) if a.dtype.kind == "f")
-    file = library_files().get(base_name(name))
-    if file is None:
-        raise ValueError(f"no kernel {name!r} in {KERNELS_DIR}")
-    kernel = _library(now, file, scalar, type(now.watcher).__name__).kernel(name, together=True)
+    kernel = _kernel(now, name, scalar, type(now.watcher).__name__)
     if _observer is None:
         kernel(grid, block, args)
     else:

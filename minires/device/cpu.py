@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import itertools
 import math
 import os
 import platform
 import re
 import shlex
 import shutil
+import struct
 import subprocess
 import sys
 import time
@@ -36,6 +38,7 @@ from .source import (
     blank,
     expand_includes,
     find_kernels,
+    named,
     parameter_name,
     place_of,
     spaces,
@@ -47,11 +50,16 @@ _FLAGS = ["-std=c++17", "-fPIC", "-pthread", "-fvisibility=hidden", "-march=nati
 _FLAGS += ["-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"]  # what NVRTC assumes too; NaN stays NaN
 
 
-def _tuning(is_clang: bool) -> list[str]:
-    """Measured on the GEMM: at -O3 g++ 12 leaves its accumulators in memory and takes twice the time."""
+def _tuning(version: str) -> list[str]:
+    """Measured on the GEMM: at -O3 g++ 12 leaves its accumulators in memory and takes twice the time. A structure of 64 bytes
+    that it copies in two halves takes four times as long to be read whole."""
+    is_clang = "clang" in version
     flags = ["-O3"] if is_clang else ["-O2", "-ftree-vectorize", "-fvect-cost-model=dynamic"]
     if platform.machine() in ("x86_64", "AMD64"):
         flags += ["-mprefer-vector-width=512"] + ([] if is_clang else ["-mtls-dialect=gnu2"])
+        release = re.search(r"\) (\d+)\.", version)
+        if not is_clang and release and int(release[1]) >= 12:
+            flags += ["-mmove-max=512", "-mstore-max=512"]
     return flags
 
 
@@ -148,7 +156,7 @@ def compile_library(
             Parameter(parameter_name(p, n), kind, np.dtype(of) if of else None)
             for n, (p, (kind, of)) in enumerate(zip(written, words, strict=True), start=1)
         ]
-        library.kernels[name] = Signature(name, tuple(parameters)), kernel
+        library.kernels[name] = Signature(named(name, code), tuple(parameters)), kernel
     return library
 
 
@@ -170,7 +178,7 @@ def build(code: str, names: tuple[str, ...], scalar: np.dtype, instruments: Inst
         flags += [f'-DMINIRES_WATCHED="{instruments.header}"', "-fno-delete-null-pointer-checks"]
         flags += instruments.clang_flags if is_clang else instruments.gcc_flags
     else:
-        flags += _tuning(is_clang)
+        flags += _tuning(version)
     flags += _unsanitized_flags() if instruments else _user_flags()
     sources = [*sorted(_HERE.rglob("*.h")), *(instruments.runtime if instruments else ())]
     sources += [instruments.header] if instruments else []
@@ -335,11 +343,18 @@ class _Memory:
 
     def __init__(self, pool: list[np.ndarray], nbytes: int) -> None:
         self._pool = pool
-        self._bytes = pool.pop() if pool else np.empty(nbytes, np.uint8)
+        self._bytes = pool.pop() if pool else _aligned(nbytes)
         self.__array_interface__ = self._bytes.__array_interface__
 
     def __del__(self) -> None:
         self._pool.append(self._bytes)
+
+
+def _aligned(nbytes: int) -> np.ndarray:
+    """Memory that begins with a line of the cache, so that no vector lies in two."""
+    memory = np.empty(nbytes + 63, np.uint8)
+    begin = -memory.ctypes.data % 64
+    return memory[begin : begin + nbytes]
 
 
 class CpuDevice:
@@ -447,24 +462,41 @@ def _launch(library: Library, name: str, grid: tuple, block: tuple, args: list, 
     )
 
 
-def pack_arguments(args: list) -> tuple[list, ctypes.Array]:
-    """The arguments as C values, and an array of their addresses, which is good as long as the values are kept."""
-    values = [_c_value(a) for a in args]
-    return values, (ctypes.c_void_p * len(values))(*map(ctypes.addressof, values))
+def pack_arguments(args: list) -> tuple[Any, ctypes.Array]:
+    """The arguments as C has them, and an array of their addresses, which is good as long as the first is kept."""
+    formats, values = [], []
+    for argument in args:
+        if argument is None or isinstance(argument, np.ndarray):
+            formats.append("Q8x")
+            values.append(_address(argument))
+        elif isinstance(argument, list):
+            formats.append(f"{MAX_POINTERS}Q")
+            values += [*map(_address, argument), *[0] * (MAX_POINTERS - len(argument))]
+        elif isinstance(argument, np.void):
+            formats.append(f"{argument.nbytes}s{-argument.nbytes % 16}x")
+            values.append(argument.tobytes())
+        else:
+            formats.append(_SCALAR[argument.dtype])
+            values.append(argument)
+    packing, offsets = _packing(tuple(formats))
+    memory = ctypes.create_string_buffer(packing.pack(*values), packing.size)
+    begin = ctypes.addressof(memory)
+    return memory, (ctypes.c_void_p * len(args))(*[begin + offset for offset in offsets])
 
 
-def _c_value(argument: Any) -> Any:
-    if argument is None or isinstance(argument, np.ndarray):
-        return ctypes.c_void_p(_address(argument))
-    if isinstance(argument, list):
-        return (ctypes.c_void_p * MAX_POINTERS)(*map(_address, argument))
-    if isinstance(argument, np.void):
-        return (ctypes.c_char * argument.nbytes).from_buffer_copy(argument.tobytes())
-    return _C[argument.dtype](argument)
+@functools.lru_cache(maxsize=1024)
+def _packing(formats: tuple[str, ...]) -> tuple[struct.Struct, list[int]]:
+    """The arguments one behind another, each at a multiple of 16 bytes, as a vector's alignment asks; and where each is."""
+    sizes = [struct.calcsize(f"={one}") for one in formats]
+    return struct.Struct("=" + "".join(formats)), [0, *itertools.accumulate(sizes)][: len(sizes)]
 
 
-def _address(array: np.ndarray | None) -> int | None:
-    return None if array is None else array.__array_interface__["data"][0]
+_SCALAR = {np.dtype(c): f"{c}{16 - np.dtype(c).itemsize}x" for c in "?bBhHiIqQfd"}
 
 
-_C = {np.dtype(t): c for t, c in ((t, np.ctypeslib.as_ctypes_type(t)) for t in "?bBhHiIqQfd")}
+def _address(array: np.ndarray | None) -> int:
+    if array is None:
+        return 0
+    if array.flags.carray and array.size:  # the quicker way, of arrays that can be written to
+        return ctypes.addressof(ctypes.c_char.from_buffer(array))
+    return array.__array_interface__["data"][0]

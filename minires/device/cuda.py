@@ -24,6 +24,7 @@ from .source import (
     base_name,
     expand_includes,
     find_kernels,
+    named,
     parameter_name,
     split,
 )
@@ -111,7 +112,7 @@ _NOISE = re.compile(
 )
 
 
-def signature_of(text: KernelText | None, name: str, scalar: np.dtype) -> Signature:
+def signature_of(text: KernelText | None, name: str, code: str, scalar: np.dtype) -> Signature:
     """What can be read of a kernel's parameters in its source. A type that is not understood is not checked."""
     if text is None:
         raise DeviceError(f"the parameters of kernel {name} cannot be read from its source: a macro defines it?")
@@ -119,7 +120,7 @@ def signature_of(text: KernelText | None, name: str, scalar: np.dtype) -> Signat
     names = [re.split(r"[\s=]+", re.sub(r"=.*", "", p).strip())[-1] for p in text.template or ()]
     types = {"scalar_t": scalar, **{k: np.dtype(v) for k, v in _C_TYPES.items()}}
     types |= {k: types[v] for k, v in zip(names, arguments, strict=False) if v in types}
-    return Signature(name, tuple(_parameter(p, n, types) for n, p in enumerate(text.parameters, start=1)))
+    return Signature(named(name, code), tuple(_parameter(p, n, types) for n, p in enumerate(text.parameters, start=1)))
 
 
 def _parameter(declaration: str, number: int, types: dict[str, np.dtype]) -> Parameter:
@@ -269,7 +270,7 @@ class CudaDevice:
                 kernels = {name: module.get_function(name) for name in names}
             except self._cupy.cuda.compiler.CompileException as error:
                 raise DeviceError(f"NVRTC could not compile the kernels:\n{error}") from None
-            signatures = {name: signature_of(texts.get(base_name(name)), name, scalar) for name in names}
+            signatures = {name: signature_of(texts.get(base_name(name)), name, code, scalar) for name in names}
             return {name: (signatures[name], _runner(kernels[name])) for name in names}
 
         return Module(code, self._cupy.ndarray, compile_names)

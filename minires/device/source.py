@@ -156,9 +156,24 @@ def split(text: str) -> list[str]:
     return [part for part in [*parts, text[begin:].strip()] if part]
 
 
+@functools.cache
 def base_name(name: str) -> str:
     """The kernel's name in a name expression, `scale` in `filters::scale<float, 4>`."""
     return name.split("<")[0].split("::")[-1].strip()
+
+
+@functools.lru_cache(maxsize=1024)
+def named(name: str, code: str = "") -> str:
+    """An instance with its parameters' names, `conv3x3<rows=8, columns=32, ...>`, as `code` or else `kernels/` has them."""
+    if "<" not in name:
+        return name
+    file = library_files().get(base_name(name))
+    text = find_kernels(code or (file.read_text() if file else "")).get(base_name(name))
+    values, parameters = split(name.partition("<")[2].rpartition(">")[0]), text.template if text else None
+    if parameters is None or len(parameters) != len(values):
+        return name
+    names = [re.sub(r"\s*=.*", "", parameter).split()[-1].lower() for parameter in parameters]
+    return f"{base_name(name)}<{', '.join(f'{n}={v}' for n, v in zip(names, values, strict=True))}>"
 
 
 def parameter_name(declaration: str, number: int) -> str:
@@ -201,6 +216,8 @@ class Signature:
         return [self._bind_one(p, a, array_type) for p, a in zip(self.parameters, args, strict=True)]
 
     def _bind_one(self, p: Parameter, value: Any, array_type: type[Any]) -> Any:
+        if type(value) is array_type and p.kind == "array" and value.dtype == p.dtype and value.flags.c_contiguous:
+            return value  # most are so: no words for what is not wrong
         where = f"argument {p.name!r} of kernel {self.name}"
         if p.kind == "scalar":
             return _scalar(p.dtype, value, where)
@@ -251,10 +268,11 @@ def _scalar(dtype: np.dtype | None, value: Any, where: str) -> Any:
         if not isinstance(value, np.generic) or (dtype is not None and value.dtype.itemsize != dtype.itemsize):
             raise TypeError(f"{where} is a structure: give a NumPy structured scalar {wanted}, got {value!r}")
         return value
-    if not isinstance(value, (bool, int, float, np.generic)) or isinstance(value, np.void):
-        raise TypeError(f"{where} must be a {dtype} scalar, got {type(value).__name__}")
-    if dtype.kind in "iu" and int(value) != value:
-        raise TypeError(f"{where} must be a whole number, got {value!r}")
+    if type(value) is not int:
+        if not isinstance(value, (bool, int, float, np.generic)) or isinstance(value, np.void):
+            raise TypeError(f"{where} must be a {dtype} scalar, got {type(value).__name__}")
+        if dtype.kind in "iu" and int(value) != value:
+            raise TypeError(f"{where} must be a whole number, got {value!r}")
     try:
         return dtype.type(value)
     except OverflowError:

@@ -201,8 +201,8 @@ class Counters:
         return sorted(found.values(), key=lambda a: (a.file, a.line, a.space, a.kind))
 
     def __str__(self) -> str:
-        head = f"{'kernel':44}{'launches':>9}{'space':>8}{'requests':>12}{'lanes':>7}{'sectors':>9}{'wavefronts':>12}"
-        lines = [head + "   (lanes a request; sectors and wavefronts against the least)"]
+        head = f"{'launches':>8}{'space':>8}{'requests':>12}{'lanes':>7}{'sectors':>9}{'wavefronts':>12}"
+        lines = [head + "  kernel (lanes a request; sectors and wavefronts against the least)"]
         for name in dict.fromkeys(launch.kernel for launch in self.launches):
             of_kernel = [launch for launch in self.launches if launch.kernel == name]
             for space in ("global", "shared"):
@@ -212,10 +212,10 @@ class Counters:
                 if not total.requests:
                     continue
                 sectors = f"{total.sectors / total.sectors_least:9.2f}" if total.sectors_least else " " * 9
-                waves = f"{total.wavefronts / total.wavefronts_least:12.2f}" if total.wavefronts_least else ""
+                waves = f"{total.wavefronts / total.wavefronts_least:12.2f}" if total.wavefronts_least else " " * 12
                 lines.append(
-                    f"{name:44}{len(of_kernel):9}{space:>8}{total.requests:12}{total.lanes / total.requests:7.1f}"
-                    f"{sectors}{waves}"
+                    f"{len(of_kernel):8}{space:>8}{total.requests:12}{total.lanes / total.requests:7.1f}"
+                    f"{sectors}{waves}  {device.named(name, of_kernel[0].code)}"
                 )
         return "\n".join(lines)
 

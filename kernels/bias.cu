@@ -1,0 +1,27 @@
+// A bias, a number for each channel, added to an M x C matrix: M is the pixels of all images, or the rows of a linear layer.
+//
+//   y[m, c] += bias[c]          d_bias[c] = sum_m dy[m, c]
+//
+// Launch: in forward a thread has RUN neighbouring channels of a row, runs in x, rows in y. The gradient is the sum of each
+// column: a block adds up `columns` columns over all rows, as common.cuh's Strip says; grid (ceil(C / columns)). RUN, a power
+// of two, divides C.
+// Bytes: forward 2, backward 1 element moved for each one. FLOPs: an addition. Limit: memory.
+#include "common.cuh"
+
+template <int RUN>
+__global__ void bias_forward(scalar_t* __restrict__ y, const scalar_t* __restrict__ bias, int M, int C) {
+    const int m = blockIdx.x * blockDim.y + threadIdx.y, c = (blockIdx.y * blockDim.x + threadIdx.x) * RUN;
+    if (m >= M || c >= C) return;
+    Run<RUN> sum = load<RUN>(y + (long long)m * C + c);
+    add_to(sum, load<RUN>(bias + c));
+    store(y + (long long)m * C + c, sum);
+}
+
+template <int RUN>
+__global__ void bias_backward(const scalar_t* __restrict__ dy, scalar_t* __restrict__ d_bias, long long M, int C,
+                              int columns) {
+    __shared__ scalar_t sums[1][Strip<RUN>::MOST];
+    const Strip<RUN> strip(C, columns, 0, M);
+    strip.sum(sums, [&](long long, long long i, int) { return Terms<1>{dy[i]}; });
+    for (int c = threadIdx.x; c < strip.columns; c += blockDim.x) d_bias[strip.c0 + c] = sums[0][c];
+}
