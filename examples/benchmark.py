@@ -137,8 +137,6 @@ def kernels_of_the_tour(batch: int) -> tuple[list[Callable[[], None]], dict[str,
     optimizer = mr.optim.SGD(parameters, 0.1, momentum=0.9, weight_decay=1e-4)
     images = mr.cifar.synthetic(batch, 1).train
     m, k, o = 1024 * batch, 144, 16  # columns times filters
-    a, b, c = (tensor(*shape, grad=False).data for shape in ((m, k), (k, o), (m, o)))
-    tiled = (1, m // 16), (16, 16), a, b, c, m, o, k, k
     runs = [
         lambda: functional.relu(x).backward(dy),
         lambda: functional.add(x, x).backward(dy),
@@ -149,7 +147,6 @@ def kernels_of_the_tour(batch: int) -> tuple[list[Callable[[], None]], dict[str,
         lambda: norm.relu(x).backward(dy),
         lambda: functional.cross_entropy(logits, labels).backward(),
         lambda: functional.conv2d(x, w, None, 1, 1, "im2col").backward(dy),
-        lambda: mr.device.launch("gemm_tiled<false, false>", *tiled),
         lambda: functional.conv2d(x, w, None, 1, 1).backward(dy),
     ]
     n, convolution = batch * 16 * 32 * 32, 2 * batch * 16 * 16 * 9 * 32 * 32
@@ -169,8 +166,7 @@ def kernels_of_the_tour(batch: int) -> tuple[list[Callable[[], None]], dict[str,
         pooled.format("backward"): batch * 64 * 64,
     }
     flops |= {"augment": 3 * batch * 3 * 32 * 32, "cross_entropy_forward": 6 * 10 * batch}
-    products = ["gemm_tiled<false, false>"]
-    products += [mr.tiles.gemm(m, o, k, False, False)[0], mr.tiles.gemm(m, k, o, False, True)[0]]
+    products = [mr.tiles.gemm(m, o, k, False, False)[0], mr.tiles.gemm(m, k, o, False, True)[0]]
     products += [mr.tiles.gemm(k, o, m, True, False)[0]]
     shape = batch, 16, 16, (32, 32), 1, np.dtype(np.float32)
     products += [mr.tiles.conv(*shape, False, False)[0], mr.tiles.weight(*shape)[0]]

@@ -54,7 +54,7 @@ def main() -> None:
 
     # A whole block of a ResNet, down to every weight.
     block = mr.resnet.BasicBlock(2, 4, stride=2, shortcut="B").to(np.float64)
-    image = mr.Tensor(np.random.default_rng(1).standard_normal((2, 2, 6, 6)))
+    image = mr.Tensor(np.random.default_rng(1).standard_normal((2, 6, 6, 2)))
     error = mr.gradcheck(lambda: block(image), {"image": image, **dict(block.named_parameters())})
     print(f"a BasicBlock: every gradient is right, the largest relative error is {error:.1e}")
 

@@ -38,7 +38,7 @@ def main() -> None:
             optimizer.zero_grad()
             loss.backward()
         gradients = zip(ours.parameters(), theirs.parameters(), strict=True)
-        pairs = [(mr.tensor.channels_first(a.grad.numpy()), b.grad.numpy()) for a, b in gradients]
+        pairs = [(mr.checkpoint.channels_first(a.grad.numpy()), b.grad.numpy()) for a, b in gradients]
         # Of one number: how far apart all gradients are, as vectors, against their length.
         difference = np.sqrt(sum(((a - b) ** 2).sum() for a, b in pairs) / sum((b**2).sum() for _, b in pairs))
         print(f"{step:4}{our_loss.item():15.9f}{their_loss.item():15.9f}{difference:22.1e}")

@@ -29,7 +29,7 @@ BATCH, TWIN_STEPS = 128, 300
 
 def batches(data: mr.cifar.Split, steps: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Normalised images and labels, in the order of train_cifar.py with seed 0."""
-    mean, std = (np.array(v, np.float32)[:, None, None] for v in (mr.cifar.MEAN, mr.cifar.STD))
+    mean, std = (np.array(v, np.float32) for v in (mr.cifar.MEAN, mr.cifar.STD))
     for step in range(steps):
         epoch, batch = divmod(step, -(-len(data.labels) // BATCH))
         order = np.random.default_rng([0, epoch]).permutation(len(data.labels))

@@ -5,10 +5,9 @@
 //              the transpose: dx[n, iy, ix, c] = dy[n, iy / stride, ix / stride, c + before] where stride divides both,
 //              plus what is known of dx from elsewhere, if anything is
 //
-// x is N x H x W x C, y is N x ceil(H / stride) x ceil(W / stride) x O, and before = (O - C) / 2 of the O - C channels
-// of zeros stand in front.
-// Launch: add has one element a thread. In the shortcut a thread has RUN neighbouring channels of a pixel that it writes, which
-// lie side by side: runs in x, pixels in y. RUN, a power of two, divides C, O and `before`.
+// y is N x ceil(H / stride) x ceil(W / stride) x O, and before = (O - C) / 2 of the channels of zeros stand in front.
+// Launch: add has one element a thread. In the shortcut a thread has RUN neighbouring channels of a pixel that it writes: runs
+// in x, pixels in y. RUN, a power of two, divides C, O and `before`.
 // Bytes: 3 (add) or 2 (shortcut) elements moved for each one. Limit: memory.
 // Source: K. He et al., "Deep Residual Learning for Image Recognition", 2015, section 3.3, option (A).
 #include "common.cuh"

@@ -5,8 +5,7 @@
 //
 // The random dx and dy in 0 .. 2 pad and the flip are a hash of (seed, b): a counter-based generator, which needs no
 // state and gives the same batch whatever the order of the threads. With pad = 0 and flip = 0, it only normalises.
-// Launch: one element a thread; a block has a part of a row (b, i), blockIdx.x, of W * C elements. Bytes: 1 read,
-// sizeof(scalar_t) written an element. Limit: memory.
+// Launch: one element a thread; a block has a part of a row (b, i) of W * C elements. Bytes: 1 read, 4 written. Limit: memory.
 // Source: K. He et al. 2015, section 4.2; the hash is SplitMix64 (G. Steele et al., 2014).
 #include "common.cuh"
 

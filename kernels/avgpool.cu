@@ -4,9 +4,8 @@
 //   dx[n, iy, ix, c] = 1 / (KH * KW) * sum of dy[n, oy, ox, c] over the windows (oy, ox) that hold the pixel
 //
 // Global average pooling is the window that is the whole image.
-// Launch: a thread has RUN neighbouring channels of a pixel of the output (forward) or of the input (backward), which lie side
-// by side: runs in x, pixels in y.
-// Bytes: forward reads a pixel once for each window that holds it. FLOPs: KH * KW an output. Limit: memory.
+// Launch: a thread has RUN neighbouring channels of a pixel of the output (forward) or of the input (backward): runs in x,
+// pixels in y. Bytes: forward reads a pixel once for each window that holds it. FLOPs: KH * KW an output. Limit: memory.
 #include "common.cuh"
 
 template <int RUN>
@@ -30,13 +29,10 @@ __global__ void avgpool_backward(const scalar_t* __restrict__ dy, scalar_t* __re
     const int p = blockIdx.x * blockDim.y + threadIdx.y, n = p / W / H;  // (n, iy, ix)
     const int c = (blockIdx.y * blockDim.x + threadIdx.x) * RUN;
     if (p >= pixels || c >= C) return;
-    // Window row oy holds the pixel's row where oy * stride_h <= iy + pad_h < oy * stride_h + KH.
-    const int py = p / W % H + pad_h, px = p % W + pad_w;
-    const int oy_begin = py < KH ? 0 : (py - KH) / stride_h + 1, oy_end = min(py / stride_h + 1, OH);
-    const int ox_begin = px < KW ? 0 : (px - KW) / stride_w + 1, ox_end = min(px / stride_w + 1, OW);
+    const Range rows = windows_of(p / W % H + pad_h, KH, stride_h, OH), columns = windows_of(p % W + pad_w, KW, stride_w, OW);
     Run<RUN> sum = {};
-    for (int oy = oy_begin; oy < oy_end; ++oy)
-        for (int ox = ox_begin; ox < ox_end; ++ox)
+    for (int oy = rows.begin; oy < rows.end; ++oy)
+        for (int ox = columns.begin; ox < columns.end; ++ox)
             add_to(sum, load<RUN>(dy + (((long long)n * OH + oy) * OW + ox) * C + c));
     for (int j = 0; j < RUN; ++j) sum.v[j] /= scalar_t(KH) * KW;
     store(dx + (long long)p * C + c, sum);

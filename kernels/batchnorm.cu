@@ -4,26 +4,23 @@
 //
 // In training, mean and (biased) variance are those of the M values of a channel. With xhat the normalised x:
 //
-//   d_bias[c]   = sum_m dy            d_weight[c] = sum_m dy * xhat
-//   dx          = weight * invstd * (dy - d_bias / M - xhat * d_weight / M)
+//   d_bias[c] = sum_m dy    d_weight[c] = sum_m dy * xhat    dx = weight * invstd * (dy - d_bias / M - xhat * d_weight / M)
 //
 // In evaluation mean and variance are constants, the running ones, and dx = weight * invstd * dy.
 //
 // The rows are cut into chunks. Forward and backward are two launches each: in the first, a block reduces its columns of a
-// chunk to a mean and a sum of squared deviations, or to the two sums above; in the second it puts the chunks' results
-// together, which every block does for itself, and transforms its share. All of these are sums of columns: see Strip in
-// common.cuh. Launch, of all: grid (ceil(C / columns), chunks of `rows` rows); RUN is a power of two that divides C.
-//
+// chunk to a mean and a sum of squared deviations, or to the two sums above; in the second every block puts the chunks'
+// results together for itself, and transforms its share. All of these are sums of columns: see Strip in common.cuh. Launch,
+// of all: grid (ceil(C / columns), chunks of `rows` rows); RUN is a power of two that divides C.
 // The variance is never E[x^2] - E[x]^2, which cancels: a chunk is passed over twice, first for its mean, then for the
 // squared deviations from it (the second time out of the cache). Of chunks k with n_k rows then
 //
 //   mean = sum_k n_k mean_k / M          M variance = sum_k (m2_k + n_k (mean_k - mean)^2)
 //
-// Fused: y = relu(batchnorm(x)) (RELU) and y = relu(batchnorm(x) + residual) (ADD too). What batchnorm, add and relu write
-// for one another to read then stays in a register. Forward passes over memory fall from 4 to 2, with the residual from 7
-// to 3. Backward needs to know where y > 0. Without a residual that is computed again from x, which has to be read anyway:
-// 8 passes become 5. With one it is read from y, and the gradient behind the ReLU, which is also the residual's, is stored
-// once: 8 become 7.
+// Fused: y = relu(batchnorm(x)) (RELU) and y = relu(batchnorm(x) + residual) (ADD too): what would be written for the next
+// kernel to read stays in a register. Passes over memory fall from 4 to 2, with the residual from 7 to 3. Backward computes
+// where y > 0 again from x, which it reads anyway: 8 passes become 5. With a residual it reads that from y, and stores the
+// gradient behind the ReLU, which is also the residual's, once: 8 become 7.
 //
 // Bytes: forward reads x twice, the second time out of a cache, and writes y; backward reads x and dy twice and writes
 // dx. FLOPs: a few an element. Limit: memory.
@@ -31,19 +28,13 @@
 // Algorithm for Computing Sample Variances", 1979. The running variance is unbiased, as in PyTorch.
 #include "common.cuh"
 
-// The share of a chunk, blockIdx.y, that a block works on.
-template <int RUN> __device__ inline Strip<RUN> chunk_of(long long M, int C, int columns, long long rows) {
-    const long long begin = blockIdx.y * rows;
-    return Strip<RUN>(C, columns, begin, min(begin + rows, M));
-}
-
 // Mean and sum of squared deviations of each chunk: chunk_mean and chunk_m2 are chunks x C.
 template <int RUN>
 __global__ void batchnorm_chunk_statistics(const scalar_t* __restrict__ x, scalar_t* __restrict__ chunk_mean,
                                            scalar_t* __restrict__ chunk_m2, long long M, int C, int columns,
                                            long long rows) {
     __shared__ scalar_t mean[1][Strip<RUN>::MOST], m2[1][Strip<RUN>::MOST];
-    const Strip<RUN> strip = chunk_of<RUN>(M, C, columns, rows);
+    const Strip<RUN> strip(M, C, columns, blockIdx.y * rows, rows);
     strip.sum(mean, [&](long long, long long i, int) { return Terms<1>{x[i]}; });
     for (int c = threadIdx.x; c < strip.columns; c += blockDim.x) mean[0][c] /= strip.end - strip.begin;
     __syncthreads();
@@ -52,8 +43,8 @@ __global__ void batchnorm_chunk_statistics(const scalar_t* __restrict__ x, scala
         return Terms<1>{deviation * deviation};
     });
     for (int c = threadIdx.x; c < strip.columns; c += blockDim.x) {
-        chunk_mean[(long long)blockIdx.y * C + strip.c0 + c] = mean[0][c];
-        chunk_m2[(long long)blockIdx.y * C + strip.c0 + c] = m2[0][c];
+        chunk_mean[blockIdx.y * C + strip.c0 + c] = mean[0][c];
+        chunk_m2[blockIdx.y * C + strip.c0 + c] = m2[0][c];
     }
 }
 
@@ -71,7 +62,7 @@ __global__ void batchnorm_forward(const scalar_t* __restrict__ x, const scalar_t
                                   scalar_t* __restrict__ y, long long M, int C, int columns, long long rows, int training,
                                   scalar_t momentum, scalar_t eps) {
     __shared__ scalar_t means[1][Strip<RUN>::MOST], variances[1][Strip<RUN>::MOST];
-    const Strip<RUN> strip = chunk_of<RUN>(M, C, columns, rows), chunks(C, columns, 0, training ? gridDim.y : 0);
+    const Strip<RUN> strip(M, C, columns, blockIdx.y * rows, rows), chunks(gridDim.y, C, columns, 0, training ? gridDim.y : 0);
     chunks.sum(means, [&](long long k, long long i, int) {
         return Terms<1>{chunk_mean[i] * (scalar_t(min(rows, M - k * rows)) / M)};
     });
@@ -109,7 +100,7 @@ __global__ void batchnorm_chunk_sums(const scalar_t* __restrict__ x, const scala
                                      scalar_t* __restrict__ chunk_dy, scalar_t* __restrict__ chunk_dy_xhat, long long M,
                                      int C, int columns, long long rows) {
     __shared__ scalar_t sums[2][Strip<RUN>::MOST];
-    const Strip<RUN> strip = chunk_of<RUN>(M, C, columns, rows);
+    const Strip<RUN> strip(M, C, columns, blockIdx.y * rows, rows);
     strip.sum(sums, [&](long long, long long i, int c) {
         const int channel = strip.c0 + c;
         const scalar_t m = mean[channel], inverse = invstd[channel];
@@ -119,8 +110,8 @@ __global__ void batchnorm_chunk_sums(const scalar_t* __restrict__ x, const scala
         return Terms<2>{g, g * ((x[i] - m) * inverse)};
     });
     for (int c = threadIdx.x; c < strip.columns; c += blockDim.x) {
-        chunk_dy[(long long)blockIdx.y * C + strip.c0 + c] = sums[0][c];
-        chunk_dy_xhat[(long long)blockIdx.y * C + strip.c0 + c] = sums[1][c];
+        chunk_dy[blockIdx.y * C + strip.c0 + c] = sums[0][c];
+        chunk_dy_xhat[blockIdx.y * C + strip.c0 + c] = sums[1][c];
     }
 }
 
@@ -132,16 +123,15 @@ __global__ void batchnorm_backward(const scalar_t* __restrict__ x, const scalar_
                                    const scalar_t* __restrict__ weight, const scalar_t* __restrict__ bias,
                                    const scalar_t* __restrict__ chunk_dy, const scalar_t* __restrict__ chunk_dy_xhat,
                                    scalar_t* __restrict__ d_weight, scalar_t* __restrict__ d_bias,
-                                   scalar_t* __restrict__ dx, long long M, int C, int columns, long long rows,
-                                   int training) {
+                                   scalar_t* __restrict__ dx, long long M, int C, int columns, long long rows, int training) {
     __shared__ scalar_t sums[2][Strip<RUN>::MOST];
-    const Strip<RUN> strip = chunk_of<RUN>(M, C, columns, rows), chunks(C, columns, 0, gridDim.y);
+    const Strip<RUN> strip(M, C, columns, blockIdx.y * rows, rows), chunks(gridDim.y, C, columns, 0, gridDim.y);
     chunks.sum(sums, [&](long long, long long i, int) { return Terms<2>{chunk_dy[i], chunk_dy_xhat[i]}; });
     for (int c = threadIdx.x; blockIdx.y == 0 && c < strip.columns; c += blockDim.x) {
         d_bias[strip.c0 + c] = sums[0][c];
         d_weight[strip.c0 + c] = sums[1][c];
     }
-    const scalar_t share = training ? scalar_t(1) / M : scalar_t(0);
+    const scalar_t share = training ? scalar_t(1) / M : 0;
     strip.each([&](long long, long long i, int c) {
         const int channel = strip.c0 + c;
         const scalar_t m = mean[channel], inverse = invstd[channel], scale = inverse * weight[channel];

@@ -2,10 +2,10 @@
 //
 //   y[m, c] += bias[c]          d_bias[c] = sum_m dy[m, c]
 //
-// Launch: in forward a thread has RUN neighbouring channels of a row, runs in x, rows in y. The gradient is the sum of each
-// column: a block adds up `columns` columns over all rows, as common.cuh's Strip says; grid (ceil(C / columns)). RUN, a power
-// of two, divides C.
-// Bytes: forward 2, backward 1 element moved for each one. FLOPs: an addition. Limit: memory.
+// The sum of columns also adds up the chunks of gemm.cu and conv3x3.cu: then M is their number, and C all elements of a chunk.
+// Launch: in forward a thread has RUN neighbouring channels of a row, runs in x, rows in y; RUN, a power of two, divides C. To
+// sum, a block adds up `columns` columns over all rows, as common.cuh's Strip says; grid (ceil(C / columns)).
+// Bytes: forward 2, the sum 1 element moved for each one. FLOPs: an addition. Limit: memory.
 #include "common.cuh"
 
 template <int RUN>
@@ -18,10 +18,9 @@ __global__ void bias_forward(scalar_t* __restrict__ y, const scalar_t* __restric
 }
 
 template <int RUN>
-__global__ void bias_backward(const scalar_t* __restrict__ dy, scalar_t* __restrict__ d_bias, long long M, int C,
-                              int columns) {
+__global__ void column_sums(const scalar_t* __restrict__ x, scalar_t* __restrict__ sum, long long M, int C, int columns) {
     __shared__ scalar_t sums[1][Strip<RUN>::MOST];
-    const Strip<RUN> strip(C, columns, 0, M);
-    strip.sum(sums, [&](long long, long long i, int) { return Terms<1>{dy[i]}; });
-    for (int c = threadIdx.x; c < strip.columns; c += blockDim.x) d_bias[strip.c0 + c] = sums[0][c];
+    const Strip<RUN> strip(M, C, columns, 0, M);
+    strip.sum(sums, [&](long long, long long i, int) { return Terms<1>{x[i]}; });
+    for (int c = threadIdx.x; c < strip.columns; c += blockDim.x) sum[strip.c0 + c] = sums[0][c];
 }

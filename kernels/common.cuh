@@ -1,22 +1,15 @@
 // What several kernels share. scalar_t is set when compiling: float to train, double for gradient checks.
-
-// A list of up to 64 arrays as one argument. The addresses travel with the launch, as a number does: nothing has to be
-// copied to the device before, and nothing of it can change until the launch runs.
+// A list of up to 64 arrays as one argument: the addresses travel with the launch, as a number does.
 template <class T> struct Pointers {
     using pointers_to = T;
     T* at[64];
 };
-struct Sizes {
-    long long at[64];
-};
+struct Sizes { long long at[64]; };
 
 // ---------------------------------------------------------------------------------------------------------------
-// Neighbouring elements, which are channels: arrays are N x H x W x C
-
-// RUN neighbours, a power of two, that are read and written together: four floats are the widest load of a GPU's thread.
-template <int RUN> struct alignas(RUN * sizeof(scalar_t) < 16 ? RUN * sizeof(scalar_t) : 16) Run {
-    scalar_t v[RUN];
-};
+// Channels lie side by side: arrays are N x H x W x C. RUN neighbours, a power of two, are read and written together; four
+// floats are the widest load of a GPU's thread.
+template <int RUN> struct alignas(RUN * sizeof(scalar_t) < 16 ? RUN * sizeof(scalar_t) : 16) Run { scalar_t v[RUN]; };
 template <int RUN> __device__ inline Run<RUN> load(const scalar_t* from) { return *reinterpret_cast<const Run<RUN>*>(from); }
 template <int RUN> __device__ inline void store(scalar_t* to, Run<RUN> run) { *reinterpret_cast<Run<RUN>*>(to) = run; }
 template <int RUN> __device__ inline void add_to(Run<RUN>& sum, Run<RUN> more) {
@@ -26,8 +19,14 @@ template <int RUN> __device__ inline void add_to(Run<RUN>& sum, Run<RUN> more) {
 // The longest run, of at most `most`, that whole runs of make up n neighbours.
 __device__ constexpr int run_of(int n, int most) { return n % most == 0 ? most : run_of(n, most / 2); }
 
-// Fills tile with the pixels of an image of H x W x C from (y0, x0) on, and of their channels CHANNELS; 0 outside of the
-// image. The block's threads share the work, neighbours taking neighbouring runs of RUN channels.
+// The windows of K pixels, `stride` apart, `count` in all, that hold place i: those with o * stride <= i < o * stride + K.
+struct Range { int begin, end; };
+__device__ inline Range windows_of(int i, int K, int stride, int count) {
+    return {i < K ? 0 : (i - K) / stride + 1, min(i / stride + 1, count)};
+}
+
+// Fills tile with the pixels of an image of H x W x C from (y0, x0) on, of their channels CHANNELS; 0 outside of the image.
+// Neighbouring threads take neighbouring runs of RUN channels.
 template <int CHANNELS, int RUN, int HEIGHT, int WIDTH, int PITCH>
 __device__ inline void load_tile(scalar_t (&tile)[HEIGHT][WIDTH][PITCH], const scalar_t* __restrict__ image, int y0, int x0,
                                  int H, int W, int C) {
@@ -45,17 +44,13 @@ __device__ inline scalar_t normalised(scalar_t x, scalar_t mean, scalar_t scale,
 }
 
 // ---------------------------------------------------------------------------------------------------------------
-// Sums over a block
-
-// The sum of v over the 32 lanes of a warp, in lane 0: a tree of five steps, each lane adding the value of the lane
-// `distance` above it.
+// Sums over a block. The sum of v over the 32 lanes of a warp, in lane 0: a tree, each lane adding the value of the lane `distance` above it.
 __device__ inline scalar_t warp_sum(scalar_t v) {
     for (int distance = 16; distance > 0; distance /= 2) v += __shfl_down_sync(0xffffffffu, v, distance);
     return v;
 }
 
-// The sum of v over a one-dimensional block, in every thread. blockDim.x must be a multiple of 32. The order of the
-// additions is fixed: the tree inside each warp, then the warps from first to last.
+// The sum of v over a one-dimensional block of whole warps, in every thread, in a fixed order: the tree, then warp by warp.
 __device__ inline scalar_t block_sum(scalar_t v) {
     __shared__ scalar_t warp_sums[32];
     v = warp_sum(v);
@@ -67,22 +62,19 @@ __device__ inline scalar_t block_sum(scalar_t v) {
     return total;
 }
 
-// Sums of columns: the K terms that an element adds to K sums.
-template <int K> struct Terms {
-    scalar_t of[K];
-};
+template <int K> struct Terms { scalar_t of[K]; };  // what an element adds to K sums
 
-// A block's share of a matrix with C columns: those from c0 on, and the rows `begin` to `end`. It is cut into parts, each
-// RUN neighbouring columns and every `split`-th row; a thread takes every blockDim.x-th part. So neighbouring threads read
-// neighbouring columns, then neighbouring rows. RUN must divide the number of columns.
+// Sums of columns. A block's share of an M x C matrix: columns from c0 on, and some rows from `begin` on. It is cut into
+// parts, each RUN neighbouring columns, which RUN divides, and every `split`-th row; a thread takes every blockDim.x-th part.
+// So neighbouring threads read neighbouring columns, then neighbouring rows.
 template <int RUN> struct Strip {
     static constexpr int MOST = 256;  // at least as many as columns, and as blockDim.x * RUN
     int C, c0, columns, split;
     long long begin, end;
 
-    __device__ Strip(int C, int most_columns, long long begin, long long end)
+    __device__ Strip(long long M, int C, int most_columns, long long begin, long long rows)
         : C(C), c0(blockIdx.x * most_columns), columns(min(most_columns, C - c0)),
-          split(max(int(blockDim.x) * RUN / columns, 1)), begin(begin), end(end) {}
+          split(max(int(blockDim.x) * RUN / columns, 1)), begin(begin), end(min(begin + rows, M)) {}
 
     // Calls f(m, i, c) for each element: its row, its place in the matrix, and its column of the strip.
     template <class F> __device__ void each(F f) const {

@@ -1,4 +1,4 @@
-// Convolution of 3 x 3 with stride S, 1 or 2, and its gradients, without columns: an implicit GEMM.
+// Convolution of 3 x 3 with stride S, 1 or 2, and its gradients, without im2col's columns: an implicit GEMM.
 //
 //   y[n, oy, ox, o]   = sum_{ky, kx, c} w[ky, kx, c, o] x[n, oy * S - pad_h + ky, ox * S - pad_w + kx, c]
 //   dx[n, iy, ix, c]  = the same with S = 1 over dy, the filters turned:  turned[ky, kx, o, c] = w[2 - ky, 2 - kx, c, o]
@@ -6,11 +6,10 @@
 //
 // x is N x H x W x C, y and dy N x OH x OW x O, w 3 x 3 x C x O; images are 0 outside.
 //
-// The columns of im2col would be nine times the size of x, written and read. Here a block keeps a tile of pixels, with its
-// halo and all of its channels, in shared memory, and the nine taps read it nine times at shifted places. A part is TP
-// pixels of a column and TO neighbouring channels of the result, TP * TO sums in registers; a thread takes every
-// blockDim.x-th part. A weight then serves TP multiply-adds, and a pixel 3 * TO, since the three rows of taps that meet it
-// are done while it is at hand. Weights are read straight from memory: they lie as the loop wants them.
+// A block keeps a tile of pixels, with its halo and all of its channels, in shared memory, and the nine taps read it nine
+// times at shifted places. A part is TP pixels of a column and TO neighbouring channels of the result, TP * TO sums in
+// registers; a thread takes every blockDim.x-th part. A weight then serves TP multiply-adds, and a pixel 3 * TO, since the
+// three rows of taps that meet it are done while it is at hand. Weights are read from memory: they lie as the loop wants them.
 //
 // Bytes: x is read once, with the tiles' halo, y written once. FLOPs: 18 C O a pixel of y. Limit: arithmetic.
 // Source: NVIDIA, CUDA C++ Programming Guide, "Shared Memory"; A. Lavin, "maxDNN", 2015.
@@ -33,9 +32,7 @@ __global__ void conv3x3(const scalar_t* __restrict__ x, const scalar_t* __restri
     __syncthreads();
     for (int part = threadIdx.x; part < ROWS / TP * COLUMNS * GROUPS; part += blockDim.x) {
         const int o = part % GROUPS * TO, column = part / GROUPS % COLUMNS, row = part / (GROUPS * COLUMNS) * TP;
-        struct {
-            scalar_t of[TP][TO];
-        } sum = {};
+        Run<TO> sum[TP] = {};
 #pragma unroll 1
         for (int kx = 0; kx < 3; ++kx)
 #pragma unroll 1
@@ -50,7 +47,7 @@ __global__ void conv3x3(const scalar_t* __restrict__ x, const scalar_t* __restri
                         const Run<TO> right = load<TO>(w + ((ky * 3 + kx) * C + i) * O + o);
 #pragma unroll
                         for (int p = 0; p < TP; ++p)
-                            for (int j = 0; j < TO; ++j) sum.of[p][j] += left[p * S + ky] * right.v[j];
+                            for (int j = 0; j < TO; ++j) sum[p].v[j] += left[p * S + ky] * right.v[j];
                     }
                 }
         Run<TO> scale = {};
@@ -60,15 +57,11 @@ __global__ void conv3x3(const scalar_t* __restrict__ x, const scalar_t* __restri
             const int oy = y0 + row + p, ox = x0 + column;
             if (oy >= OH || ox >= OW) continue;
             const long long at = ((n * OH + oy) * OW + ox) * O + o;
-            const Run<TO> more = ADD ? load<TO>(added + at) : Run<TO>{};
-            Run<TO> out;
-            for (int j = 0; j < TO; ++j) {
-                scalar_t z = sum.of[p][j];
-                if (NORMALISE) z = normalised(z, mean[o + j], scale.v[j], bias[o + j]);
-                if (ADD) z += more.v[j];
-                out.v[j] = NORMALISE && z <= 0 ? scalar_t(0) : z;
-            }
-            store(y + at, out);
+            for (int j = 0; NORMALISE && j < TO; ++j)
+                sum[p].v[j] = normalised(sum[p].v[j], mean[o + j], scale.v[j], bias[o + j]);
+            if (ADD) add_to(sum[p], load<TO>(added + at));
+            for (int j = 0; NORMALISE && j < TO; ++j) sum[p].v[j] = sum[p].v[j] <= 0 ? scalar_t(0) : sum[p].v[j];
+            store(y + at, sum[p]);
         }
     }
 }
@@ -92,9 +85,7 @@ __global__ void conv3x3_strided_gradient(const scalar_t* __restrict__ dy, const 
     __syncthreads();
     for (int part = threadIdx.x; part < ROWS / TP * COLUMNS * GROUPS; part += blockDim.x) {
         const int c = part % GROUPS * TO, column = part / GROUPS % COLUMNS, row = part / (GROUPS * COLUMNS) * TP;
-        struct {
-            scalar_t of[TP][4][TO];
-        } sum = {};
+        Run<TO> sum[TP][4] = {};
 #pragma unroll 1
         for (int o = 0; o < O; o += DEPTH)
 #pragma unroll
@@ -106,7 +97,7 @@ __global__ void conv3x3_strided_gradient(const scalar_t* __restrict__ dy, const 
 #pragma unroll
                     for (int p = 0; p < TP; ++p) {
                         const scalar_t left = dys[row + p + (ky == 0)][column + (kx == 0)][i];
-                        for (int j = 0; j < TO; ++j) sum.of[p][kind][j] += left * right.v[j];
+                        for (int j = 0; j < TO; ++j) sum[p][kind].v[j] += left * right.v[j];
                     }
                 }
 #pragma unroll
@@ -114,21 +105,17 @@ __global__ void conv3x3_strided_gradient(const scalar_t* __restrict__ dy, const 
 #pragma unroll
             for (int kind = 0; kind < 4; ++kind) {
                 const int iy = 2 * (a0 + row + p) + kind / 2, ix = 2 * (b0 + column) + kind % 2;
-                if (iy >= H || ix >= W) continue;
-                Run<TO> out;
-                for (int j = 0; j < TO; ++j) out.v[j] = sum.of[p][kind][j];
-                store(dx + ((n * H + iy) * W + ix) * C + c, out);
+                if (iy < H && ix < W) store(dx + ((n * H + iy) * W + ix) * C + c, sum[p][kind]);
             }
     }
 }
 
-// The gradient of the filters. All images are cut into tiles of ROWS x COLUMNS pixels of dy, and the tiles into chunks, of
-// `tiles_per_chunk`. A block sums BC x BO pairs of channels over a chunk; a thread has all nine taps of TC x TO pairs in
-// registers, so that a value of dy serves 9 * TC multiply-adds; TP pixels of a row are done together, which share the pixels
-// of x that they both meet. Then gemm.cu's sum_of_chunks adds up the chunks in their order: as many as the shapes say, so
-// the result does not depend on how many blocks run at once.
-// The blocks of the first chunk also turn their filters, which the gradient of x wants, where `turned` is given; with N = 0
-// nothing else is done. As a launch of its own that would take longer than it does.
+// The gradient of the filters. All images are cut into tiles of ROWS x COLUMNS pixels of dy, and the tiles into chunks. A block
+// sums BC x BO pairs of channels over a chunk; a thread has all nine taps of TC x TO pairs in registers, so that a value of dy
+// serves 9 * TC multiply-adds; TP pixels of a row are done together, which share the pixels of x that they both meet. Then
+// bias.cu's column_sums adds up the chunks: as many as the shapes say, whatever number of blocks runs at once.
+// The blocks of the first chunk also turn their filters, which the gradient of x wants, where `turned` is given: that is too
+// little for a launch of its own. With N = 0 nothing else is done.
 // Launch: grid (C / BC, O / BO, chunks), BC / TC * BO / TO threads. Bytes: x and dy are read once for each BO or BC channels
 // of the other. FLOPs: 18 C O a pixel of dy. Limit: arithmetic.
 template <int ROWS, int COLUMNS, int TP, int BC, int BO, int TC, int TO, int S>
@@ -145,9 +132,7 @@ __global__ void conv3x3_weight(const scalar_t* __restrict__ x, const scalar_t* _
         const int tap = q / (BO * BC), out = o0 + q / BC % BO, in = c0 + q % BC;
         turned[((8 - tap) * O + out) * C + in] = w[(tap * C + in) * O + out];
     }
-    struct {
-        scalar_t of[TC][9][TO];
-    } sum = {};
+    Run<TO> sum[TC][9] = {};
     for (int tile = begin; tile < end; ++tile) {
         const int y0 = tile % tiles / tiles_x * ROWS, x0 = tile % tiles_x * COLUMNS;
         const long long n = tile / tiles;
@@ -168,7 +153,7 @@ __global__ void conv3x3_weight(const scalar_t* __restrict__ x, const scalar_t* _
                         const Run<TO> right = load<TO>(&dys[row][column + p][o]);
 #pragma unroll
                         for (int tap = 0; tap < 9; ++tap)
-                            for (int j = 0; j < TO; ++j) sum.of[i][tap][j] += left[tap / 3][p * S + tap % 3] * right.v[j];
+                            for (int j = 0; j < TO; ++j) sum[i][tap].v[j] += left[tap / 3][p * S + tap % 3] * right.v[j];
                     }
                 }
             }
@@ -177,9 +162,6 @@ __global__ void conv3x3_weight(const scalar_t* __restrict__ x, const scalar_t* _
 #pragma unroll
     for (int i = 0; i < TC; ++i)
 #pragma unroll
-        for (int tap = 0; tap < 9; ++tap) {
-            Run<TO> out;
-            for (int j = 0; j < TO; ++j) out.v[j] = sum.of[i][tap][j];
-            store(parts + ((blockIdx.z * 9ll + tap) * C + c0 + c + i) * O + o0 + o, out);
-        }
+        for (int tap = 0; tap < 9; ++tap)
+            store(parts + ((blockIdx.z * 9ll + tap) * C + c0 + c + i) * O + o0 + o, sum[i][tap]);
 }

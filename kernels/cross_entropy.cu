@@ -4,8 +4,8 @@
 //   dz[n, c]  = d_loss/N ( softmax(z[n])[c] - (1 - s) [c = t_n] - s/C )
 //
 // The largest logit of a row is subtracted before exp, which then cannot overflow; the result is the same.
-// Launch: one row a thread (C is 10 here), then one block for the mean. Bytes: N * C elements. Limit: latency.
-// Source: PyTorch, torch.nn.functional.cross_entropy.
+// Launch: one row a thread (C is 10 here); forward has one block, whose threads stride over the rows, for the mean. Bytes:
+// N * C elements. Limit: latency. Source: PyTorch, torch.nn.functional.cross_entropy.
 #include "common.cuh"
 
 __device__ inline scalar_t row_max(const scalar_t* z, int C) {
@@ -14,26 +14,22 @@ __device__ inline scalar_t row_max(const scalar_t* z, int C) {
     return largest;
 }
 
+// blockDim.x must be a multiple of 32.
 extern "C" __global__ void cross_entropy_forward(const scalar_t* __restrict__ logits, const int* __restrict__ labels,
-                                                 scalar_t* __restrict__ losses, int N, int C, scalar_t smoothing) {
-    const int n = blockIdx.x * blockDim.x + threadIdx.x;
-    if (n >= N) return;
-    const scalar_t* z = logits + (long long)n * C;
-    const scalar_t largest = row_max(z, C);
-    scalar_t sum_exp = 0, sum = 0;
-    for (int c = 0; c < C; ++c) {
-        sum_exp += exp(z[c] - largest);
-        sum += z[c] - largest;
+                                                 scalar_t* __restrict__ loss, int N, int C, scalar_t smoothing) {
+    scalar_t losses = 0;
+    for (int n = threadIdx.x; n < N; n += blockDim.x) {
+        const scalar_t* z = logits + (long long)n * C;
+        const scalar_t largest = row_max(z, C);
+        scalar_t sum_exp = 0, sum = 0;
+        for (int c = 0; c < C; ++c) {
+            sum_exp += exp(z[c] - largest);
+            sum += z[c] - largest;
+        }
+        losses += log(sum_exp) - (1 - smoothing) * (z[labels[n]] - largest) - smoothing / C * sum;
     }
-    losses[n] = log(sum_exp) - (1 - smoothing) * (z[labels[n]] - largest) - smoothing / C * sum;
-}
-
-// The mean of N losses. Launch: one block, blockDim.x a multiple of 32.
-extern "C" __global__ void cross_entropy_mean(const scalar_t* __restrict__ losses, scalar_t* __restrict__ mean, int N) {
-    scalar_t sum = 0;
-    for (int n = threadIdx.x; n < N; n += blockDim.x) sum += losses[n];
-    sum = block_sum(sum);
-    if (threadIdx.x == 0) *mean = sum / N;
+    losses = block_sum(losses);
+    if (threadIdx.x == 0) *loss = losses / N;
 }
 
 extern "C" __global__ void cross_entropy_backward(const scalar_t* __restrict__ logits, const int* __restrict__ labels,
@@ -74,12 +70,8 @@ extern "C" __global__ void add_to_totals(const scalar_t* __restrict__ loss, cons
 // bad = index, value and C of the first label outside 0 .. C-1; left alone if there is none, or an earlier launch found
 // one. Launch: one thread.
 extern "C" __global__ void find_bad_label(const int* __restrict__ labels, int* __restrict__ bad, int N, int C) {
-    if (bad[0] >= 0) return;
-    for (int n = 0; n < N; ++n) {
+    for (int n = 0; n < N && bad[0] < 0; ++n) {
         if (labels[n] >= 0 && labels[n] < C) continue;
-        bad[0] = n;
-        bad[1] = labels[n];
-        bad[2] = C;
-        return;
+        bad[0] = n, bad[1] = labels[n], bad[2] = C;
     }
 }

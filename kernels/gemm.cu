@@ -1,57 +1,18 @@
 // General matrix multiplication:  C[m, n] = sum_k op(A)[m, k] * op(B)[k, n]
 //
-// Row-major matrices; C is M x N. What is stored transposed is said by two template arguments: A is M x K, or K x M where
-// A_TRANSPOSED; B is K x N, or N x K where B_TRANSPOSED. Where K is long and C small, a grid of C's tiles has few blocks: so K
-// is cut into gridDim.z chunks of `depth`, the products of chunk z go to C + z * M * N, and sum_of_chunks adds them up.
+// Row-major matrices: C is M x N; A is M x K, or K x M where A_TRANSPOSED; B is K x N, or N x K where B_TRANSPOSED. Where K is
+// long and C small, there would be few blocks: so K is cut into gridDim.z chunks of `depth`, the products of chunk z go to
+// C + z * M * N, and column_sums adds them up.
 //
-// Launch: grid (ceil(N / tile width), ceil(M / tile height), chunks); a block computes one tile of C. It moves along k in
-// steps: all threads copy a slice of A and of B into shared memory, then each multiplies out of it. An element of A is then
-// read from global memory once per tile of C in its row instead of once per element of C.
+// A block computes a tile of BM x BN of C. It moves along k in steps of BK: all threads copy a slice of A and of B into shared
+// memory, then each multiplies out of it. An element of A is then read from memory once per tile of C in its row instead of
+// once per element. A thread has TM x TN neighbouring elements of C in registers, so that a value read from shared memory
+// serves TM or TN multiply-adds. Zeros fill up the tiles at the edges.
 //
-// FLOPs: 2 M N K. Bytes, with tiles of m x n: about (1/m + 1/n) M N K elements read and M N written. Limit:
-// arithmetic once tiles are large enough; for K as small as 16, the writing of C.
+// Launch: grid (ceil(N / BN), ceil(M / BM), chunks), BM / TM * BN / TN threads. FLOPs: 2 M N K. Bytes: about (1 / BM + 1 / BN)
+// M N K elements read and M N written. Limit: arithmetic; for K as small as 16, the writing of C.
 // Source: NVIDIA, CUDA C++ Programming Guide, "Shared Memory"; S. Boehm, "How to Optimize a CUDA Matmul Kernel".
 #include "common.cuh"
-
-// sum[i] = sum over z of parts[z, i], z ascending. Launch: RUN neighbours a thread; RUN divides `count`.
-template <int RUN>
-__global__ void sum_of_chunks(const scalar_t* __restrict__ parts, scalar_t* __restrict__ sum, int chunks, int count) {
-    const int i = (blockIdx.x * blockDim.x + threadIdx.x) * RUN;
-    if (i >= count) return;
-    Run<RUN> total = {};
-    for (int z = 0; z < chunks; ++z) add_to(total, load<RUN>(parts + (long long)z * count + i));
-    store(sum + i, total);
-}
-
-// ---------------------------------------------------------------------------------------------------------------
-// Readable: a tile of 16 x 16, a block of 16 x 16 threads, one element of C a thread.
-
-template <bool A_TRANSPOSED, bool B_TRANSPOSED>
-__global__ void gemm_tiled(const scalar_t* __restrict__ A, const scalar_t* __restrict__ B, scalar_t* __restrict__ C, int M,
-                           int N, int K, int depth) {
-    constexpr int TILE = 16;
-    __shared__ scalar_t As[TILE][TILE];  // [m][k]
-    __shared__ scalar_t Bs[TILE][TILE];  // [k][n]
-    const int m = blockIdx.y * TILE + threadIdx.y;
-    const int n = blockIdx.x * TILE + threadIdx.x;
-    const int begin = blockIdx.z * depth, end = min(begin + depth, K);
-    scalar_t sum = 0;
-    for (int k0 = begin; k0 < end; k0 += TILE) {
-        const int ka = k0 + threadIdx.x, kb = k0 + threadIdx.y;
-        As[threadIdx.y][threadIdx.x] =
-            m < M && ka < end ? (A_TRANSPOSED ? A[(long long)ka * M + m] : A[(long long)m * K + ka]) : scalar_t(0);
-        Bs[threadIdx.y][threadIdx.x] =
-            kb < end && n < N ? (B_TRANSPOSED ? B[(long long)n * K + kb] : B[(long long)kb * N + n]) : scalar_t(0);
-        __syncthreads();
-        for (int k = 0; k < TILE; ++k) sum += As[threadIdx.y][k] * Bs[k][threadIdx.x];
-        __syncthreads();
-    }
-    if (m < M && n < N) C[(blockIdx.z * (long long)M + m) * N + n] = sum;
-}
-
-// ---------------------------------------------------------------------------------------------------------------
-// Fast: a tile of BM x BN, of which each thread computes TM x TN neighbouring elements in registers, so that a value read
-// from shared memory serves TM or TN multiply-adds instead of one. Zeros fill up the tiles at the edges.
 
 // Copies ROWS x COLUMNS elements from (row0, column0) on of a matrix with rows of `width` into tile, 0 behind the last row and
 // column; transposed where asked, so that element (r, c) goes to tile[c][r]. A thread takes RUN neighbours of a row at a time.
@@ -79,9 +40,7 @@ __global__ void gemm_blocked(const scalar_t* __restrict__ A, const scalar_t* __r
     __shared__ __align__(16) scalar_t As[A_TRANSPOSED ? BK : BM][A_TRANSPOSED ? BM : BK + 4], Bs[BK][BN + 4];
     const int m0 = blockIdx.y * BM, n0 = blockIdx.x * BN, begin = blockIdx.z * depth, end = min(begin + depth, K);
     const int thread_m = threadIdx.x / (BN / TN) * TM, thread_n = threadIdx.x % (BN / TN) * TN;
-    struct {
-        scalar_t of[TM][TN];
-    } sum = {};
+    Run<TN> sum[TM] = {};
     for (int k0 = begin; k0 < end; k0 += BK) {
         if (A_TRANSPOSED) load_slice<false, BK, BM, run_of(BM, TN)>(As, A, M, k0, end, m0, M);
         else load_slice<false, BM, BK, run_of(BK, TN)>(As, A, K, m0, M, k0, end);
@@ -96,7 +55,7 @@ __global__ void gemm_blocked(const scalar_t* __restrict__ A, const scalar_t* __r
 #pragma unroll
                 for (int p = 0; p < TM; ++p) {
                     const scalar_t left = A_TRANSPOSED ? As[i][thread_m + p] : As[thread_m + p][i];
-                    for (int j = 0; j < TN; ++j) sum.of[p][j] += left * right.v[j];
+                    for (int j = 0; j < TN; ++j) sum[p].v[j] += left * right.v[j];
                 }
             }
         __syncthreads();
@@ -106,10 +65,8 @@ __global__ void gemm_blocked(const scalar_t* __restrict__ A, const scalar_t* __r
         const int m = m0 + thread_m + p, n = n0 + thread_n;
         if (m >= M) continue;
         scalar_t* to = C + (blockIdx.z * (long long)M + m) * N + n;
-        Run<TN> out;
-        for (int j = 0; j < TN; ++j) out.v[j] = sum.of[p][j];
-        if (N % TN == 0 && n < N) store(to, out);
+        if (N % TN == 0 && n < N) store(to, sum[p]);
         else
-            for (int j = 0; j < TN && n + j < N; ++j) to[j] = out.v[j];
+            for (int j = 0; j < TN && n + j < N; ++j) to[j] = sum[p].v[j];
     }
 }

@@ -2,11 +2,10 @@
 //
 //   g = gradient + d * w;   v = m * v + g;   w = w - r * (g + m * v) with Nesterov's momentum, else w - r * v
 //
-// One launch for up to 64 parameters of a network, of which each is an array of its own: the kernel gets structures of
-// pointers. Most parameters of a ResNet are small, and a launch for each would cost more time than the arithmetic.
-// Launch: grid (parameters, blocks), whose threads stride over runs of a parameter's elements, of 1 on a GPU and of many
-// on a CPU. v starts at zero; without momentum `velocities` are null. The rate is read from memory, so that a recorded
-// launch can be replayed with another.
+// One launch for up to 64 parameters, each an array of its own: the kernel gets structures of pointers. Most parameters of a
+// ResNet are small, and a launch for each would cost more time than the arithmetic.
+// Launch: grid (parameters, blocks), whose threads stride over runs of RUN elements of a parameter. v starts at zero; without
+// momentum `velocities` are null. The rate is read from memory, so that a recorded launch can be replayed with another.
 // Bytes: 3 elements read and 2 written for each one. Limit: memory.
 // Source: PyTorch, torch.optim.SGD (weight decay is added to the gradient; the rate multiplies the velocity).
 #include "common.cuh"

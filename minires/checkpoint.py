@@ -16,6 +16,16 @@ class CheckpointError(RuntimeError):
     """A checkpoint cannot be read or written."""
 
 
+def channels_first(filters: np.ndarray) -> np.ndarray:
+    """Filters KH x KW x C x O as PyTorch and all files have them, O x C x KH x KW; an array of other rank as it is."""
+    return np.ascontiguousarray(filters.transpose(3, 2, 0, 1)) if filters.ndim == 4 else filters
+
+
+def channels_last(filters: np.ndarray) -> np.ndarray:
+    """The inverse of channels_first."""
+    return np.ascontiguousarray(filters.transpose(2, 3, 1, 0)) if filters.ndim == 4 else filters
+
+
 def save(path: str | Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None) -> None:
     """Write arrays by name, such as `Module.state_dict()`, and strings by name to a safetensors file.
 

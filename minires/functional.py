@@ -25,25 +25,7 @@ from .arguments import (
 )
 from .tensor import Tensor, add_arrays, record
 
-__all__ = [
-    "add",
-    "avg_pool2d",
-    "batch_norm",
-    "batch_norm_relu",
-    "conv2d",
-    "count_correct",
-    "cross_entropy",
-    "global_avg_pool2d",
-    "linear",
-    "relu",
-    "shortcut",
-]
-
 _THREADS = 256
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Launch geometry
 
 
 def _empty(shape: tuple[int, ...], like: Any) -> Any:
@@ -65,10 +47,6 @@ def _launch_pixels(
     device.launch(f"{kernel}<{run}>", (-(-pixels // y), -(-channels // run // x), taps), (x, y), like, *args)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Matrix products
-
-
 def _gemm(
     a: Any, b: Any, c: Any, m: int, n: int, k: int, a_transposed: bool = False, b_transposed: bool = False
 ) -> None:
@@ -77,13 +55,15 @@ def _gemm(
     to = c if grid[2] == 1 else _empty((grid[2], m, n), c)
     device.launch(name, grid, block, a, b, to, m, n, k, depth)
     if to is not c:
-        _sum_of_chunks(to, c)
+        _column_sums(to, len(to), c)
 
 
-def _sum_of_chunks(parts: Any, total: Any) -> None:
+def _column_sums(x: Any, m: int, total: Any) -> Any:
+    """The sum of the m rows of x, in `total`, which has the elements of one in any shape."""
     n = math.prod(total.shape)
-    run = tiles.run(n, total.dtype)
-    _launch_elements(f"sum_of_chunks<{run}>", n // run, parts, total, len(parts), n)
+    name, (strips, _), block, columns, _ = tiles.columns(m, n, "column_sums")
+    device.launch(name, (strips,), block, x, total, m, n, columns)
+    return total
 
 
 def _add_bias(y: Any, bias: Tensor | None) -> None:
@@ -95,10 +75,7 @@ def _add_bias(y: Any, bias: Tensor | None) -> None:
 def _bias_gradient(dy: Any, bias: Tensor | None) -> Any:
     if bias is None or not bias.requires_grad:
         return None
-    m, d_bias = math.prod(dy.shape[:-1]), _empty(bias.shape, dy)
-    name, grid, block, columns, _ = tiles.columns(m, *bias.shape, "bias_backward")
-    device.launch(name, grid[:1], block, dy, d_bias, m, *bias.shape, columns)
-    return d_bias
+    return _column_sums(dy, math.prod(dy.shape[:-1]), _empty(bias.shape, dy))
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -253,11 +230,7 @@ def _conv3x3_weight_gradient(x: Any, dy: Any, weight: Any, turned: Any, geometry
     parts = _empty((grid[2], *weight.shape), dy)
     sizes = n if wanted else 0, c, h, w, o, oh, ow, pad_h, pad_w, chunk
     device.launch(name, grid, block, x, dy, parts, weight, turned, *sizes)
-    if not wanted:
-        return None
-    d_weight = _empty(weight.shape, dy)
-    _sum_of_chunks(parts, d_weight)
-    return d_weight
+    return _column_sums(parts, len(parts), _empty(weight.shape, dy)) if wanted else None
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -485,9 +458,8 @@ def cross_entropy(logits: Tensor, target: Any, label_smoothing: float = 0.0) -> 
     check_rank("cross_entropy", "logits", logits, "N, C")
     check_range("cross_entropy", "label_smoothing", label_smoothing, 0, 1)
     (n, c), labels = logits.shape, labels_of("cross_entropy", logits, target)
-    losses, loss = _empty((n,), logits.data), _empty((), logits.data)
-    _launch_elements("cross_entropy_forward", n, logits.data, labels, losses, n, c, label_smoothing)
-    device.launch("cross_entropy_mean", (1,), (_THREADS,), losses, loss, n)
+    loss = _empty((), logits.data)
+    device.launch("cross_entropy_forward", (1,), (_THREADS,), logits.data, labels, loss, n, c, label_smoothing)
 
     def backward(dy):
         d_logits = _empty(logits.shape, dy)

@@ -10,7 +10,8 @@ import numpy as np
 
 from . import device, functional
 from .arguments import check_counts, check_range, pair_of
-from .tensor import Tensor, channels_first, channels_last
+from .checkpoint import channels_first, channels_last
+from .tensor import Tensor
 
 _rng = np.random.default_rng()
 
@@ -81,9 +82,8 @@ class Module:
         return {name: channels_first(tensor.numpy()) for name, tensor in self._named_tensors()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Set all parameters and buffers from arrays or tensors by name, in place: a recorded step goes on with them.
+        """Set all parameters and buffers, as state_dict() gives them, by name, in place: a recorded step goes on with them.
 
-        Filters are O x C x KH x KW, as state_dict() and PyTorch have them.
         `num_batches_tracked` of a PyTorch BatchNorm, which minires has no use for, is passed over. Raises KeyError
         for a missing or unknown name, ValueError for a wrong shape; nothing is changed then.
         """

@@ -10,7 +10,8 @@ import numpy as np
 
 from . import device, tiles
 from .arguments import check_counts, check_range
-from .tensor import Tensor, channels_first, channels_last, note_used
+from .checkpoint import channels_first, channels_last
+from .tensor import Tensor, note_used
 
 
 class SGD:
@@ -59,10 +60,7 @@ class SGD:
             p.grad = None
 
     def state_dict(self) -> dict[str, np.ndarray]:
-        """Copies on the host of the velocities, named `velocity.<index of the parameter>`; empty without momentum.
-
-        Those of filters are O x C x KH x KW, as Module.state_dict() has the filters.
-        """
+        """Copies on the host of the velocities, `velocity.<index of the parameter>`, as Module.state_dict() has parameters."""
         to_host = device.current().to_host
         return {f"velocity.{i}": channels_first(to_host(v)) for i, v in enumerate(self.velocities) if v is not None}
 

@@ -151,8 +151,8 @@ class Tensor:
                 tensor.grad = Tensor.wrap(dy if tensor.grad is None else add_arrays(tensor.grad.data, dy))
                 continue
             inputs, tensor.node.inputs = tensor.node.inputs, ()
-            known = (gradients.pop(id(inputs[0]), None),) if tensor.node.adds and inputs else ()
-            for source, dx in zip(inputs, _run_backward(tensor.node, dy, *known), strict=True):
+            first = [gradients.pop(id(inputs[0]), None)] if tensor.node.adds and inputs else []
+            for source, dx in zip(inputs, _run_backward(tensor.node, dy, *first), strict=True):
                 if source.requires_grad:
                     known = gradients.get(id(source))
                     gradients[id(source)] = dx if known is None else add_arrays(known, dx)
@@ -183,16 +183,6 @@ def record(
         result.requires_grad = True
         result.node = Node(name, inputs, backward, adds)
     return result
-
-
-def channels_first(filters: np.ndarray) -> np.ndarray:
-    """Filters KH x KW x C x O as PyTorch and all files have them, O x C x KH x KW; an array of other rank as it is."""
-    return np.ascontiguousarray(filters.transpose(3, 2, 0, 1)) if filters.ndim == 4 else filters
-
-
-def channels_last(filters: np.ndarray) -> np.ndarray:
-    """The inverse of channels_first."""
-    return np.ascontiguousarray(filters.transpose(2, 3, 1, 0)) if filters.ndim == 4 else filters
 
 
 def add_arrays(a: Any, b: Any) -> Any:

@@ -56,7 +56,7 @@ SAME_ON_ANY_DEVICE = {
         "layers",
         "properties",
     )
-} | {"test_counters", "test_inspect_kernel", "test_sanitizer", "test_gemm_ladder"}
+} | {"test_counters", "test_inspect_kernel", "test_sanitizer", "test_gemm_ladder", "test_conv_ladder"}
 LATE_GPU = Path(__file__).parent / "late_gpu"
 
 

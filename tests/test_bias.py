@@ -5,7 +5,7 @@ from reference import assert_close
 import minires as mr
 from minires import device, functional, tiles
 
-SHAPES = [(1, 1), (3, 5), (128, 10), (300, 64), (70, 48), (1000, 96)]
+SHAPES = [(1, 1), (3, 5), (128, 10), (300, 64), (70, 48), (1000, 96), (3, 257), (40, 2304)]
 
 
 @pytest.mark.parametrize("tiling", tiles.TABLES)

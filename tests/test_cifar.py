@@ -193,6 +193,6 @@ def test_the_real_files(cifar_dir):
         assert np.bincount(split.labels).tolist() == [size // 10] * 10
     values = np.arange(256) / 255
     for channel, (mean, std) in enumerate(zip(cifar.MEAN, cifar.STD, strict=True)):
-        share = np.bincount(data.train.images[:, channel].ravel(), minlength=256) / (50_000 * 32 * 32)
+        share = np.bincount(data.train.images[..., channel].ravel(), minlength=256) / (50_000 * 32 * 32)
         np.testing.assert_allclose(share @ values, mean, atol=1e-4)
         np.testing.assert_allclose(np.sqrt(share @ (values - share @ values) ** 2), std, atol=1e-3)

@@ -6,26 +6,21 @@ from reference import assert_close
 import minires as mr
 from minires import device, functional, tiles
 
+# Each pair of channels and each tile of pixels is an instance, which must be compiled: of both there are only a few.
 GEOMETRIES = [  # batch, in and out channels, image, kernel, stride, padding
-    (1, 1, 1, (1, 1), (1, 1), (1, 1), (0, 0)),
-    (2, 3, 4, (5, 7), (3, 3), (1, 1), (1, 1)),
-    (2, 3, 16, (32, 32), (3, 3), (1, 1), (1, 1)),
+    (2, 3, 16, (32, 32), (3, 3), (1, 1), (1, 1)),  # whose input gradient has no whole vectors
     (3, 16, 16, (9, 33), (3, 3), (1, 1), (1, 1)),  # one column more than a tile: it has neighbours in both directions
-    (2, 32, 32, (17, 16), (3, 3), (1, 1), (1, 1)),
+    (2, 16, 16, (31, 30), (3, 3), (1, 1), (2, 0)),
     (3, 64, 64, (8, 9), (3, 3), (1, 1), (1, 1)),
-    (2, 16, 32, (32, 32), (3, 3), (2, 2), (1, 1)),
-    (3, 32, 64, (15, 13), (3, 3), (2, 2), (1, 1)),
+    (2, 16, 16, (33, 31), (3, 3), (2, 2), (1, 1)),
     (1, 64, 64, (17, 18), (3, 3), (2, 2), (1, 1)),
-    (2, 3, 16, (33, 33), (3, 3), (2, 2), (1, 1)),
     (2, 12, 20, (11, 19), (3, 3), (1, 1), (1, 1)),  # channels that are no power of two
-    (2, 12, 48, (11, 19), (3, 3), (2, 2), (1, 1)),
-    (1, 17, 64, (5, 6), (3, 3), (1, 1), (1, 1)),  # whose input gradient has no whole vectors
-    (2, 5, 33, (9, 7), (3, 3), (1, 1), (1, 1)),
-    (2, 8, 6, (9, 7), (3, 3), (1, 1), (1, 1)),  # whose result has none
+    (2, 12, 20, (11, 19), (3, 3), (2, 2), (1, 1)),
+    (2, 12, 20, (11, 19), (3, 3), (2, 2), (0, 2)),
+    (2, 8, 6, (9, 7), (3, 3), (1, 1), (1, 1)),  # whose result has no whole vectors
     (2, 8, 6, (9, 7), (3, 3), (2, 2), (1, 1)),
+    (1, 1, 1, (1, 1), (1, 1), (1, 1), (0, 0)),
     (1, 20, 130, (8, 8), (3, 3), (1, 1), (1, 1)),  # wider than the fast kernels take
-    (2, 16, 4, (8, 9), (3, 3), (2, 2), (0, 2)),
-    (2, 4, 16, (6, 5), (3, 3), (1, 1), (2, 0)),
     (1, 2, 3, (3, 3), (3, 3), (1, 1), (0, 0)),
     (2, 4, 5, (7, 6), (2, 3), (2, 1), (1, 0)),
     (2, 4, 5, (7, 7), (5, 5), (3, 3), (4, 4)),
@@ -68,7 +63,7 @@ def test_forward_and_gradients_by_the_fast_and_the_readable_kernels(case, dtype,
 
 
 @pytest.mark.parametrize("tiling", tiles.TABLES)
-@pytest.mark.parametrize(("c", "o"), [(3, 16), (16, 16), (32, 64), (64, 64), (12, 20)])
+@pytest.mark.parametrize(("c", "o"), [(3, 16), (12, 20)])
 @pytest.mark.parametrize("stride", [1, 2])
 def test_filters_gradient_of_several_tiles_a_chunk(rng, dtype, stride, c, o, tiling, monkeypatch):
     """Three chunks of several tiles each, the last of which has fewer."""
@@ -83,14 +78,14 @@ def test_filters_gradient_of_several_tiles_a_chunk(rng, dtype, stride, c, o, til
     parts, d_weight = now.empty((3, 3, 3, c, o), dtype), now.empty((3, 3, c, o), dtype)
     arrays = now.to_device(x), now.to_device(dy), parts, None, None
     device.launch(name, (*grid[:2], 3), block, *arrays, n, c, *size, o, oh, ow, 1, 1, chunk)
-    functional._sum_of_chunks(parts, d_weight)
+    functional._column_sums(parts, 3, d_weight)
     expected = reference.conv2d_gradients(x, np.zeros((3, 3, c, o)), dy, (stride, stride), (1, 1))[1]
     assert_close(now.to_host(d_weight), expected, dtype)
 
 
 @pytest.mark.parametrize("tiling", tiles.TABLES)
 @pytest.mark.parametrize("wanted", [True, False], ids=["with the gradient", "alone"])
-@pytest.mark.parametrize(("c", "o"), [(1, 1), (3, 16), (64, 32), (20, 7)])
+@pytest.mark.parametrize(("c", "o"), [(1, 1), (12, 20), (20, 12)])
 def test_turned_filters(rng, dtype, c, o, wanted, tiling, monkeypatch):
     now, w = device.current(), rng.standard_normal((3, 3, c, o)).astype(dtype)
     monkeypatch.setattr(now, "tiling", tiling)
@@ -147,17 +142,17 @@ def bases(names: set[str]) -> set[str]:
 
 def test_which_kernels_run():
     x, weight = np.ones((1, 32, 32, 16), np.float32), np.ones((3, 3, 16, 16), np.float32)
-    assert bases(launched_kernels(x, weight, 1, 1)) == {"conv3x3", "conv3x3_weight", "sum_of_chunks"}
-    strided = {"conv3x3", "conv3x3_strided_gradient", "conv3x3_weight", "sum_of_chunks"}
+    assert bases(launched_kernels(x, weight, 1, 1)) == {"conv3x3", "conv3x3_weight", "column_sums"}
+    strided = {"conv3x3", "conv3x3_strided_gradient", "conv3x3_weight", "column_sums"}
     assert bases(launched_kernels(x, weight, 2, 1)) == strided
     assert "col2im" in bases(launched_kernels(x, weight, 2, 0))
     readable = bases(launched_kernels(x, weight, 1, 1, "im2col"))
-    assert readable == {"im2col", "col2im", "gemm_blocked", "sum_of_chunks"}
+    assert readable == {"im2col", "col2im", "gemm_blocked", "column_sums"}
     assert "im2col" in bases(launched_kernels(x, weight, 3, 1))
     wide = np.ones((3, 3, 16, 68), np.float32)
-    assert bases(launched_kernels(x, wide, 1, 1)) == {"im2col", "col2im", "gemm_blocked", "sum_of_chunks"}
+    assert bases(launched_kernels(x, wide, 1, 1)) == {"im2col", "col2im", "gemm_blocked", "column_sums"}
     pointwise = bases(launched_kernels(x, np.ones((1, 1, 16, 16), np.float32)))
-    assert pointwise == {"col2im", "gemm_blocked", "sum_of_chunks"}  # x is its own columns
+    assert pointwise == {"col2im", "gemm_blocked", "column_sums"}  # x is its own columns
 
 
 def test_the_tiles_of_the_other_device(case, dtype, rng, monkeypatch):

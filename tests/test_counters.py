@@ -149,7 +149,7 @@ def test_results_are_those_of_the_cuda_tiling_bit_for_bit(monkeypatch):
         mr.manual_seed(0)
         net = mr.resnet.ResNet(mr.resnet.BasicBlock, [1, 1, 1])
         optimizer = mr.optim.SGD(net.parameters(), 0.1, 0.9)
-        x = mr.Tensor(np.random.default_rng(0).standard_normal((4, 3, 16, 16)).astype(np.float32))
+        x = mr.Tensor(np.random.default_rng(0).standard_normal((4, 16, 16, 3)).astype(np.float32))
         loss = mr.functional.cross_entropy(net(x), np.arange(4))
         loss.backward()
         optimizer.step()

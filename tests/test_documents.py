@@ -25,6 +25,7 @@ ONE_EPOCH = f"{SMALL} --epochs 1"
 BY_CI = ".ci/run"
 ELSEWHERE = {  # where a test runs a command, as it stands or in another size
     "python examples/gemm_ladder.py": "test_gemm_ladder.py::test_the_table_of_the_ladder",
+    "python examples/conv_ladder.py": "test_conv_ladder.py::test_the_table_of_the_ladder",
     "python examples/inspect_kernel.py --step --batch 128": "test_inspect_kernel.py::test_a_training_step",
     **dict.fromkeys(DEBUGGING, "test_debugging.py"),
 }
@@ -89,7 +90,7 @@ PRINTS = {  # in this order
         r"tile +4.0 +4.0 +15.5 ",
         r"padded +4.0 +4.0 +0.0 ",
     ],
-    "python examples/inspect_kernel.py conv3x3 --layer 2 --batch 8": [r"kernels/conv2d.cu", r"1.00 x wavefronts"],
+    "python examples/inspect_kernel.py conv3x3 --layer 2 --batch 8": [r"kernels/conv3x3.cu", r"1.00 x wavefronts"],
 }
 
 
@@ -191,8 +192,8 @@ def test_what_trains_has_as_many_lines_as_the_readme_says():
     five = [ROOT / "minires" / f"{name}.py" for name in ("tensor", "functional", "nn", "resnet", "optim")]
     kernels = list((ROOT / "kernels").glob("*.cu*"))
     lines = [sum(len(path.read_text().splitlines()) for path in paths) for paths in (five, kernels)]
-    assert lines[0] <= 1300 and lines[1] <= 1100 and len(kernels) == 11
-    assert f"these five files and eleven kernels, {sum(lines):,} lines," in (ROOT / "README.md").read_text()
+    assert lines[0] <= 1300 and lines[1] <= 800 and len(kernels) == 12
+    assert f"these five files and twelve kernels, {sum(lines):,} lines," in (ROOT / "README.md").read_text()
 
 
 def test_ci_runs_the_commands_that_make_an_environment():
@@ -240,7 +241,7 @@ def test_every_kernel_has_its_stop_on_the_tour():
 def test_the_equivalent_mutants_are_mutants_of_these_kernels():
     files = [path.name for path in (ROOT / "kernels").glob("*.cu*")]
     keys = {mutant.key for file in files for mutant in mutate.mutants_of(file)}
-    assert len(keys) > 1000 and mutate.read_equivalent() < keys
+    assert len(keys) > 700 and mutate.read_equivalent() < keys
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -276,7 +277,7 @@ def test_every_public_name_has_a_docstring():
     ]
     assert not lacking
     for name, value in vars(mr.functional).items():
-        if name in mr.functional.__all__:
+        if getattr(value, "__module__", "") == "minires.functional" and not name.startswith("_"):
             doc = inspect.getdoc(value)
             assert "Raises" in doc and re.search(r"shape|\(N", doc), f"{name} does not state shapes or errors"
             assert value.__annotations__.keys() == inspect.signature(value).parameters.keys() | {"return"}, name

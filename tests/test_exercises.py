@@ -33,7 +33,7 @@ BROKEN = {  # name: what is changed, and what the check says
     ),
     "add_strided": ("i < n; i += gridDim.x * blockDim.x", "i < n; i += n", r"left c\[64\] of 1000 elements unwritten"),
     "adam_step": ("m[i] / (1 - powf(beta1, step))", "m[i]", "argument 0"),
-    "max_pool2x2_backward": ("> window[best", ">= window[best", "instead of"),
+    "max_pool2x2_backward": ("> window[(best", ">= window[(best", "instead of"),
     "dropout": ("< p ? 0", "< p * 0.9f ? 0", "0 instead of|instead of 0"),
     "im2col_dilated": ("ox + kx * dilation", "ox + kx", "instead of"),
     "block_max": (BARRIER, "", "race"),

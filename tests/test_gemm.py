@@ -3,7 +3,7 @@ import pytest
 from reference import assert_close
 
 from minires import device, tiles
-from minires.functional import _gemm, _sum_of_chunks
+from minires.functional import _gemm
 
 SHAPES = [
     (1, 1, 1),
@@ -27,17 +27,15 @@ TRANSPOSED = [(False, False), (False, True), (True, False), (True, True)]
 TILES = {f"{name} {t[0]}x{t[1]}": t for name, table in tiles.TABLES.items() for t in table.gemm}
 
 
-@pytest.mark.parametrize("variant", ["tiled", *TILES])
+@pytest.mark.parametrize("variant", TILES)
 @pytest.mark.parametrize("transposed", TRANSPOSED, ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_every_kernel_is_the_matrix_product(rng, dtype, transposed, variant, shape):
     m, n, k = shape
     a, b, stored_a, stored_b = operands(rng, m, n, k, *transposed, dtype)
     options = ", ".join(str(t).lower() for t in transposed)
-    name, bm, bn, bk, block = f"gemm_tiled<{options}>", 16, 16, 16, (16, 16)
-    if variant != "tiled":
-        bm, bn, bk, tm, tn = TILES[variant]
-        name, block = f"gemm_blocked<{bm}, {bn}, {bk}, {tm}, {tn}, {options}>", (bm // tm * bn // tn,)
+    bm, bn, bk, tm, tn = TILES[variant]
+    name, block = f"gemm_blocked<{bm}, {bn}, {bk}, {tm}, {tn}, {options}>", (bm // tm * bn // tn,)
     for depth in {k, -(-k // (2 * bk)) * bk}:  # K as a whole, and in two chunks where it is long enough
         chunks = -(-k // depth)
         c = device.current().empty((chunks, m, n), dtype)
@@ -56,13 +54,3 @@ def test_as_the_operations_ask_for_it(rng, dtype, shape, tiling, monkeypatch):
     _gemm(stored_a, stored_b, c, m, n, k, a_transposed=True)
     assert_close(device.current().to_host(c), a.astype(np.float64) @ b.astype(np.float64), dtype)
     assert (tiles.gemm(m, n, k)[1][2] > 1) == (k == 5000)  # chunks
-
-
-@pytest.mark.parametrize("tiling", tiles.TABLES)
-@pytest.mark.parametrize(("chunks", "count"), [(1, 1), (3, 257), (40, 512), (7, 100)])
-def test_sum_of_chunks(rng, dtype, chunks, count, tiling, monkeypatch):
-    now, parts = device.current(), rng.standard_normal((chunks, count)).astype(dtype)
-    monkeypatch.setattr(now, "tiling", tiling)
-    total = now.empty((count,), dtype)
-    _sum_of_chunks(now.to_device(parts), total)
-    assert_close(now.to_host(total), parts.sum(0, np.float64), dtype)

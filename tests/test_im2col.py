@@ -17,7 +17,7 @@ GEOMETRIES = [  # image, kernel, stride, padding
 
 
 @pytest.mark.parametrize("tiling", tiles.TABLES)
-@pytest.mark.parametrize("c", [3, 4, 48])
+@pytest.mark.parametrize("c", [3, 48])
 @pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
 def test_im2col_and_col2im(rng, dtype, geometry, c, tiling, monkeypatch):
     monkeypatch.setattr(device.current(), "tiling", tiling)

@@ -100,7 +100,9 @@ def of_a_gpus_shape(row: dict) -> None:
         assert h100["floors_us"]["wavefronts"] <= 1.25 * h100["floors_us"]["arithmetic"], row
         # The stage of 8 x 8 has 15 values for each lane of that GPU.
         assert h100["warps_at_grid"] >= (3.8 if row["kernel"].startswith("conv3x3<8, 8,") else 7.5), row
-    assert row["flops"] / 2 >= 4 * row["words"], row  # multiply-adds that a word from shared memory or the first cache feeds
+    assert row["flops"] / 2 >= 4 * row["words"], (
+        row
+    )  # multiply-adds that a word from shared memory or the first cache feeds
 
 
 def test_floors_by_hand():

@@ -23,9 +23,9 @@ def test_the_table_has_the_longest_first():
         "long": mr.profiler.KernelTime(launches=1, seconds=0.75, bytes=3 * 10**9),
     }
     head, first, second = str(profile).splitlines()
-    assert head.split() == ["kernel", "launches", "ms", "share", "GB/s"]
-    assert first.split() == ["long", "1", "750.00", "75.0%", "4.0"]
-    assert second.split() == ["short", "3", "250.00", "25.0%", "4.0"]
+    assert head.split() == ["launches", "ms", "share", "GB/s", "kernel"]
+    assert first.split() == ["1", "750.00", "75.0%", "4.0", "long"]
+    assert second.split() == ["3", "250.00", "25.0%", "4.0", "short"]
 
 
 def test_it_does_not_change_results(rng):

@@ -76,7 +76,7 @@ def fits(image, kernel, stride, padding):
 def test_conv2d(algorithm, data):
     dtype, draw = data.draw(DTYPES), data.draw
     # Of channels a few: each pair is an instance of the fast kernels, which must be compiled.
-    n, c, o = draw(SIZES), draw(st.sampled_from([1, 3, 16, 20, 65])), draw(st.sampled_from([1, 6, 12, 16, 32]))
+    n, c, o = draw(SIZES), draw(st.sampled_from([3, 16, 65])), draw(st.sampled_from([1, 16]))
     kernel = draw(st.one_of(st.just((3, 3)), st.tuples(SIZES, SIZES)))
     image = draw(st.tuples(st.integers(1, 20), st.integers(1, 40)))
     stride, padding = draw(st.one_of(st.just((1, 1)), PAIRS)), draw(st.one_of(st.just((1, 1)), PAIRS))

@@ -53,7 +53,7 @@ def test_logits_loss_and_every_gradient(rng, dtype, depth, shortcut, smoothing):
     assert relative_error(loss.numpy(), their_loss) < limit
     gradients = dict(theirs.named_parameters())
     for name, parameter in ours.named_parameters():
-        gradient = mr.tensor.channels_first(parameter.grad.numpy())
+        gradient = mr.checkpoint.channels_first(parameter.grad.numpy())
         assert relative_error(gradient, gradients[name].grad) < limit, name
     ours.eval(), theirs.eval()  # with the running statistics that the batch has left
     assert relative_error(ours(mr.Tensor(images)).numpy(), theirs(channels_first(images))) < limit

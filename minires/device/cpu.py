@@ -352,6 +352,8 @@ class _Memory:
 
 def _aligned(nbytes: int) -> np.ndarray:
     """Memory that begins with a line of the cache, so that no vector lies in two."""
+    if any(flag.startswith("-fsanitize=") for flag in _user_flags()):  # which is to see what lies behind
+        return np.empty(nbytes, np.uint8)
     memory = np.empty(nbytes + 63, np.uint8)
     begin = -memory.ctypes.data % 64
     return memory[begin : begin + nbytes]
@@ -464,7 +466,8 @@ def _launch(library: Library, name: str, grid: tuple, block: tuple, args: list, 
 
 def pack_arguments(args: list) -> tuple[Any, ctypes.Array]:
     """The arguments as C has them, and an array of their addresses, which is good as long as the first is kept."""
-    formats, values = [], []
+    formats: list[str] = []
+    values: list[Any] = []
     for argument in args:
         if argument is None or isinstance(argument, np.ndarray):
             formats.append("Q8x")
@@ -498,5 +501,5 @@ def _address(array: np.ndarray | None) -> int:
     if array is None:
         return 0
     if array.flags.carray and array.size:  # the quicker way, of arrays that can be written to
-        return ctypes.addressof(ctypes.c_char.from_buffer(array))
+        return ctypes.addressof(ctypes.c_char.from_buffer(array.data))
     return array.__array_interface__["data"][0]
