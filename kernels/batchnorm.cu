@@ -22,8 +22,8 @@
 // where y > 0 again from x, which it reads anyway: 8 passes become 5. With a residual it reads that from y, and stores the
 // gradient behind the ReLU, which is also the residual's, once: 8 become 7.
 //
-// Bytes: forward reads x twice, the second time out of a cache, and writes y; backward reads x and dy twice and writes
-// dx. FLOPs: a few an element. Limit: memory.
+// Bytes: forward reads x twice, then out of a cache, and writes y; backward reads x and dy twice and writes dx. FLOPs: a few
+// an element. Limit: memory.
 // Source: S. Ioffe, C. Szegedy, "Batch Normalization", 2015; T. Chan et al., "Updating Formulae and a Pairwise
 // Algorithm for Computing Sample Variances", 1979. The running variance is unbiased, as in PyTorch.
 #include "common.cuh"

@@ -1,16 +1,13 @@
 // Convolution of 3 x 3 with stride S, 1 or 2, and its gradients, without im2col's columns: an implicit GEMM.
-//
 //   y[n, oy, ox, o]   = sum_{ky, kx, c} w[ky, kx, c, o] x[n, oy * S - pad_h + ky, ox * S - pad_w + kx, c]
 //   dx[n, iy, ix, c]  = the same with S = 1 over dy, the filters turned:  turned[ky, kx, o, c] = w[2 - ky, 2 - kx, c, o]
 //   dw[ky, kx, c, o]  = sum_{n, oy, ox} x[n, oy * S - pad_h + ky, ox * S - pad_w + kx, c] dy[n, oy, ox, o]
 //
 // x is N x H x W x C, y and dy N x OH x OW x O, w 3 x 3 x C x O; images are 0 outside.
-//
 // A block keeps a tile of pixels, with its halo and all of its channels, in shared memory, and the nine taps read it nine
 // times at shifted places. A part is TP pixels of a column and TO neighbouring channels of the result, TP * TO sums in
 // registers; a thread takes every blockDim.x-th part. A weight then serves TP multiply-adds, and a pixel 3 * TO, since the
 // three rows of taps that meet it are done while it is at hand. Weights are read from memory: they lie as the loop wants them.
-//
 // Bytes: x is read once, with the tiles' halo, y written once. FLOPs: 18 C O a pixel of y. Limit: arithmetic.
 // Source: NVIDIA, CUDA C++ Programming Guide, "Shared Memory"; A. Lavin, "maxDNN", 2015.
 #include "common.cuh"
@@ -111,12 +108,12 @@ __global__ void conv3x3_strided_gradient(const scalar_t* __restrict__ dy, const 
 }
 
 // The gradient of the filters. All images are cut into tiles of ROWS x COLUMNS pixels of dy, and the tiles into chunks. A block
-// sums BC x BO pairs of channels over a chunk; a thread has all nine taps of TC x TO pairs in registers, so that a value of dy
-// serves 9 * TC multiply-adds; TP pixels of a row are done together, which share the pixels of x that they both meet. Then
-// bias.cu's column_sums adds up the chunks: as many as the shapes say, whatever number of blocks runs at once.
-// The blocks of the first chunk also turn their filters, which the gradient of x wants, where `turned` is given: that is too
-// little for a launch of its own. With N = 0 nothing else is done.
-// Launch: grid (C / BC, O / BO, chunks), BC / TC * BO / TO threads. Bytes: x and dy are read once for each BO or BC channels
+// sums BC x BO pairs of channels over a chunk, tile by tile; a part is all nine taps of TC x TO pairs, in registers, so that a
+// value of dy serves 9 * TC multiply-adds; TP pixels of a row are done together, which share the pixels of x that they both
+// meet. Then bias.cu's column_sums adds up the chunks: as many as the shapes say, whatever number of blocks runs at once.
+// The first chunk's blocks also turn their filters, which the gradient of x wants, if `turned` is given: too little for a
+// launch of its own. With N = 0 nothing else is done.
+// Launch: grid (C / BC, O / BO, chunks), at most a thread for each part. Bytes: x and dy are read once for each BO or BC channels
 // of the other. FLOPs: 18 C O a pixel of dy. Limit: arithmetic.
 template <int ROWS, int COLUMNS, int TP, int BC, int BO, int TC, int TO, int S>
 __global__ void conv3x3_weight(const scalar_t* __restrict__ x, const scalar_t* __restrict__ dy,
@@ -126,42 +123,47 @@ __global__ void conv3x3_weight(const scalar_t* __restrict__ x, const scalar_t* _
     __shared__ __align__(64) scalar_t xs[(ROWS - 1) * S + 3][(COLUMNS - 1) * S + 3][BC], dys[ROWS][COLUMNS][BO];
     const int tiles_x = (OW + COLUMNS - 1) / COLUMNS, tiles = tiles_x * ((OH + ROWS - 1) / ROWS);
     const int c0 = blockIdx.x * BC, o0 = blockIdx.y * BO;
-    const int c = threadIdx.x % (BC / TC) * TC, o = threadIdx.x / (BC / TC) * TO;
     const int begin = blockIdx.z * tiles_per_chunk, end = min(begin + tiles_per_chunk, N * tiles);
     for (int q = threadIdx.x; turned && blockIdx.z == 0 && q < 9 * BO * BC; q += blockDim.x) {
         const int tap = q / (BO * BC), out = o0 + q / BC % BO, in = c0 + q % BC;
         turned[((8 - tap) * O + out) * C + in] = w[(tap * C + in) * O + out];
     }
-    Run<TO> sum[TC][9] = {};
     for (int tile = begin; tile < end; ++tile) {
         const int y0 = tile % tiles / tiles_x * ROWS, x0 = tile % tiles_x * COLUMNS;
         const long long n = tile / tiles;
         load_tile<BC, run_of(BC, TO)>(xs, x + n * H * W * C + c0, y0 * S - pad_h, x0 * S - pad_w, H, W, C);
         load_tile<BO, TO>(dys, dy + n * OH * OW * O + o0, y0, x0, OH, OW, O);
         __syncthreads();
-        for (int row = 0; row < ROWS; ++row)
-            for (int column = 0; column < COLUMNS; column += TP) {
+        for (int part = threadIdx.x; part < BC / TC * (BO / TO); part += blockDim.x) {
+            const int c = part % (BC / TC) * TC, o = part / (BC / TC) * TO;
+            scalar_t* to = parts + (blockIdx.z * 9ll * C + c0 + c) * O + o0 + o;
+            Run<TO> sum[TC][9] = {};
+            for (int row = 0; row < ROWS; ++row)
+                for (int column = 0; column < COLUMNS; column += TP)
 #pragma unroll
-                for (int i = 0; i < TC; ++i) {
-                    scalar_t left[3][(TP - 1) * S + 3];
+                    for (int i = 0; i < TC; ++i) {
+                        scalar_t left[3][(TP - 1) * S + 3];
 #pragma unroll
-                    for (int ky = 0; ky < 3; ++ky)
+                        for (int ky = 0; ky < 3; ++ky)
 #pragma unroll
-                        for (int k = 0; k < (TP - 1) * S + 3; ++k) left[ky][k] = xs[row * S + ky][column * S + k][c + i];
+                            for (int k = 0; k < (TP - 1) * S + 3; ++k)
+                                left[ky][k] = xs[row * S + ky][column * S + k][c + i];
 #pragma unroll
-                    for (int p = 0; p < TP; ++p) {
-                        const Run<TO> right = load<TO>(&dys[row][column + p][o]);
+                        for (int p = 0; p < TP; ++p) {
+                            const Run<TO> right = load<TO>(&dys[row][column + p][o]);
 #pragma unroll
-                        for (int tap = 0; tap < 9; ++tap)
-                            for (int j = 0; j < TO; ++j) sum[i][tap].v[j] += left[tap / 3][p * S + tap % 3] * right.v[j];
+                            for (int t = 0; t < 9; ++t)
+                                for (int j = 0; j < TO; ++j) sum[i][t].v[j] += left[t / 3][p * S + t % 3] * right.v[j];
+                        }
                     }
+#pragma unroll
+            for (int i = 0; i < TC; ++i)
+#pragma unroll
+                for (int tap = 0; tap < 9; ++tap) {
+                    if (tile > begin) add_to(sum[i][tap], load<TO>(to + (tap * C + i) * O));
+                    store(to + (tap * C + i) * O, sum[i][tap]);
                 }
-            }
+        }
         __syncthreads();
     }
-#pragma unroll
-    for (int i = 0; i < TC; ++i)
-#pragma unroll
-        for (int tap = 0; tap < 9; ++tap)
-            store(parts + ((blockIdx.z * 9ll + tap) * C + c0 + c + i) * O + o0 + o, sum[i][tap]);
 }

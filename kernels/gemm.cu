@@ -3,7 +3,6 @@
 // Row-major matrices: C is M x N; A is M x K, or K x M where A_TRANSPOSED; B is K x N, or N x K where B_TRANSPOSED. Where K is
 // long and C small, there would be few blocks: so K is cut into gridDim.z chunks of `depth`, the products of chunk z go to
 // C + z * M * N, and column_sums adds them up.
-//
 // A block computes a tile of BM x BN of C. It moves along k in steps of BK: all threads copy a slice of A and of B into shared
 // memory, then each multiplies out of it. An element of A is then read from memory once per tile of C in its row instead of
 // once per element. A thread has TM x TN neighbouring elements of C in registers, so that a value read from shared memory

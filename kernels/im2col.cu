@@ -7,7 +7,6 @@
 // KH * KW runs of C neighbours. With the filters as a (KH * KW * C) x O matrix w:
 //
 //   y = columns w          d_columns = dy w^T, dx = col2im(d_columns)          dw = columns^T dy          (gemm.cu)
-//
 // Launch: a thread has RUN neighbouring channels of an output pixel and a tap (im2col) or of a pixel of x, which it gathers
 // in a fixed order (col2im); runs in x, pixels in y, the tap in blockIdx.z.
 // Bytes: KH * KW elements written (im2col) or read (col2im) for each one of x. Limit: memory.

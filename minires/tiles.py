@@ -114,7 +114,8 @@ def weight(n: int, c: int, o: int, places: tuple[int, int], stride: int, dtype: 
     rows, columns, tiles = _pixels(device.current().tiling, *places, stride, bc * size, bo * size)
     chunk = -(-n * tiles // max(now.blocks // (c // bc * o // bo), 1))
     name = _named("conv3x3_weight", rows, columns, min(now.pair_pixels, columns), bc, bo, tc, to, stride)
-    return name, (c // bc, o // bo, -(-n * tiles // chunk)), (bc // tc * bo // to,), chunk
+    threads = min(bc // tc * bo // to, now.threads)
+    return name, (c // bc, o // bo, -(-n * tiles // chunk)), (threads,), chunk
 
 
 def gemm(m: int, n: int, k: int, *transposed: bool) -> Launch:

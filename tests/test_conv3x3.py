@@ -66,19 +66,21 @@ def test_forward_and_gradients_by_the_fast_and_the_readable_kernels(case, dtype,
 @pytest.mark.parametrize(("c", "o"), [(3, 16), (12, 20)])
 @pytest.mark.parametrize("stride", [1, 2])
 def test_filters_gradient_of_several_tiles_a_chunk(rng, dtype, stride, c, o, tiling, monkeypatch):
-    """Three chunks of several tiles each, the last of which has fewer."""
+    """Chunks of several tiles each, the last of which has fewer."""
     now = device.current()
     monkeypatch.setattr(now, "tiling", tiling)
-    n, size = 3, (19, 21)
+    n, size = 5, (19, 21)
     oh, ow = ((v - 1) // stride + 1 for v in size)
     x, dy = rng.standard_normal((n, *size, c)).astype(dtype), rng.standard_normal((n, oh, ow, o)).astype(dtype)
-    name, grid, block, chunk = tiles.weight(n, c, o, (oh, ow), stride, np.dtype(dtype))
-    total = chunk * grid[2]  # at least as many as there are
-    chunk = -(-total // 3) + 1
-    parts, d_weight = now.empty((3, 3, 3, c, o), dtype), now.empty((3, 3, c, o), dtype)
+    monkeypatch.setattr(tiles.table(), "blocks", 1)
+    name, grid, block, total = tiles.weight(n, c, o, (oh, ow), stride, np.dtype(dtype))
+    chunk = total // 3 + 1
+    chunks = -(-total // chunk)
+    assert chunks > 1 and chunks * chunk > total
+    parts, d_weight = now.empty((chunks, 3, 3, c, o), dtype), now.empty((3, 3, c, o), dtype)
     arrays = now.to_device(x), now.to_device(dy), parts, None, None
-    device.launch(name, (*grid[:2], 3), block, *arrays, n, c, *size, o, oh, ow, 1, 1, chunk)
-    functional._column_sums(parts, 3, d_weight)
+    device.launch(name, (*grid[:2], chunks), block, *arrays, n, c, *size, o, oh, ow, 1, 1, chunk)
+    functional._column_sums(parts, chunks, d_weight)
     expected = reference.conv2d_gradients(x, np.zeros((3, 3, c, o)), dy, (stride, stride), (1, 1))[1]
     assert_close(now.to_host(d_weight), expected, dtype)
 

@@ -117,7 +117,8 @@ def launch(
     """
     now = current()
     if scalar is None:
-        scalar = next(a.dtype for a in arrays_in(args, now.array_type) if a.dtype.kind == "f")
+        floats = (a.dtype for a in args if type(a) is now.array_type and a.dtype.kind == "f")
+        scalar = next(floats, None) or next(a.dtype for a in arrays_in(args, now.array_type) if a.dtype.kind == "f")
     kernel = _kernel(now, name, scalar, type(now.watcher).__name__)
     if _observer is None:
         kernel(grid, block, args)

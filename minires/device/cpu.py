@@ -341,22 +341,22 @@ def _thread_count() -> int:
 class _Memory:
     """A block of host memory that goes back to its pool when the last array over it is gone."""
 
-    def __init__(self, pool: list[np.ndarray], nbytes: int) -> None:
-        self._pool = pool
-        self._bytes = pool.pop() if pool else _aligned(nbytes)
-        self.__array_interface__ = self._bytes.__array_interface__
+    def __init__(self, pool: list[tuple], nbytes: int, shape: tuple[int, ...], dtype: np.dtype) -> None:
+        self._pool, self._block = pool, pool.pop() if pool else _aligned(nbytes)
+        place = self._block[1], False
+        self.__array_interface__ = {"shape": shape, "typestr": dtype.str, "data": place, "version": 3}
 
     def __del__(self) -> None:
-        self._pool.append(self._bytes)
+        self._pool.append(self._block)
 
 
-def _aligned(nbytes: int) -> np.ndarray:
-    """Memory that begins with a line of the cache, so that no vector lies in two."""
+def _aligned(nbytes: int) -> tuple[np.ndarray, int]:
+    """Memory, and an address in it where a line of the cache begins, so that no vector lies in two."""
     if any(flag.startswith("-fsanitize=") for flag in _user_flags()):  # which is to see what lies behind
-        return np.empty(nbytes, np.uint8)
+        memory = np.empty(nbytes, np.uint8)
+        return memory, memory.ctypes.data
     memory = np.empty(nbytes + 63, np.uint8)
-    begin = -memory.ctypes.data % 64
-    return memory[begin : begin + nbytes]
+    return memory, memory.ctypes.data + -memory.ctypes.data % 64
 
 
 class CpuDevice:
@@ -371,7 +371,7 @@ class CpuDevice:
     def __init__(self) -> None:
         self.threads = _thread_count()
         # A training step asks for the same sizes each time. Fresh memory costs a page fault every 4 KB, so keep it.
-        self._pools: dict[int, list[np.ndarray]] = defaultdict(list)
+        self._pools: dict[int, list[tuple]] = defaultdict(list)
         # None, or what compiles and runs the launches in this device's place: see minires/watch.
         self.watcher = self.default_watcher()
 
@@ -380,14 +380,13 @@ class CpuDevice:
 
     def empty(self, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
         """An uninitialised array of device memory."""
-        count = math.prod(shape)
-        nbytes = max(count * np.dtype(dtype).itemsize, 1)
-        if self.watcher:
-            memory = np.empty(nbytes, np.uint8)
-            self.watcher.allocated(memory)
-        else:
-            memory = np.asarray(_Memory(self._pools[nbytes], nbytes))
-        return memory[: count * np.dtype(dtype).itemsize].view(dtype).reshape(shape)
+        dtype = np.dtype(dtype)
+        nbytes = max(math.prod(shape) * dtype.itemsize, 1)
+        if not self.watcher:
+            return np.asarray(_Memory(self._pools[nbytes], nbytes, tuple(shape), dtype))
+        memory = np.empty(nbytes, np.uint8)
+        self.watcher.allocated(memory)
+        return memory[: math.prod(shape) * dtype.itemsize].view(dtype).reshape(shape)
 
     def to_device(self, array: np.ndarray) -> np.ndarray:
         """A copy of a host array in device memory."""
