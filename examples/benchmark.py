@@ -296,7 +296,7 @@ def compare(batch: int, train: bool, repeats: int) -> list[dict]:
     times: dict[str, list[float]] = {name: [] for name in steps}
     for _ in range(repeats + 3):  # three runs that are not counted: what is compiled or recorded is done then
         for name, step in steps.items():
-            time.sleep(0.05)  # until the threads of the one before no longer look out for work on our cores
+            step()  # uncounted: the threads of the one before still look out for work on our cores
             began = time.perf_counter()
             step()
             times[name].append(time.perf_counter() - began)

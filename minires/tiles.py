@@ -27,7 +27,7 @@ NUMBERS: dict[str, tuple[Any, Any]] = {  # of the cuda device, of the cpu device
     "sums": (128, 1024),  # bytes of sums that a thread of a convolution has in registers, for 8 rows of pixels at most
     "threads": (256, 1),  # of a block whose parts any number of threads can share, at most
     "pairs": (16, 64),  # channels in, and out, that a block of the filters' gradient has
-    "pair_pixels": (8, 1),  # of a row that it does together
+    "pair_pixels": (8, 4),  # of a row that it does together
     "pair_sums": (16, 128),  # bytes of sums of a tap
     # Rows, columns and depth of a block's tile of a product; rows and columns of a thread.
     "gemm": (((64, 64, 16, 8, 8),), ((64, 64, 32, 8, 32), (64, 32, 32, 8, 32), (64, 16, 32, 16, 16))),
