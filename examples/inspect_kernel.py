@@ -23,6 +23,7 @@ import numpy as np
 from run_kernel import add_launch_options, launch_of, read_kernels
 
 import minires as mr
+from minires.device.source import named
 from minires.watch import occupancy
 from minires.watch.counters import Access, Launch
 
@@ -158,7 +159,7 @@ def step_table(report: dict) -> str:
         line += f"{ratio(row['shared'], 'wavefronts', 'wavefronts_least'):>8}{row['flops'] / 1e6:8.1f}"
         for gpu in row["gpus"].values():
             line += f"{gpu['registers']:12} {gpu['warps_at_grid']:7.1f} {gpu['floor_us']:7.1f}"
-        lines.append(f"{line}  {mr.device.named(row['kernel'])}")
+        lines.append(f"{line}  {named(row['kernel'])}")
     launches = sum(row["count"] for row in report["launches"])
     total = sum(row["count"] * row["flops"] for row in report["launches"])
     lines.append(f"{launches} launches, {total / 1e9:.2f} GFLOP")
@@ -202,7 +203,7 @@ def touched_lines(launch: Launch, file: str, length: int) -> tuple[int, int]:
 
 def listing(launch: Launch, code: str | None) -> str:
     lines = [
-        f"{mr.device.named(launch.kernel, launch.code)}, grid {launch.grid}, block {launch.block}: "
+        f"{named(launch.kernel, launch.code)}, grid {launch.grid}, block {launch.block}: "
         f"{launch.blocks_counted} blocks of {launch.blocks} counted"
     ]
     for name, source in source_of(launch, code).items():
@@ -238,7 +239,7 @@ def page(launch: Launch, code: str | None) -> str:
         jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
         .from_string(template)
         .render(
-            title=f"{mr.device.named(launch.kernel, launch.code)}: what a GPU would do",
+            title=f"{named(launch.kernel, launch.code)}: what a GPU would do",
             launch=launch,
             totals=[launch.total("global"), launch.total("shared")],
             occupancy=on_gpus(launch),

@@ -62,11 +62,9 @@ def check_channels(operation: str, x: Tensor, weight: Tensor) -> None:
         return
     hint = ""
     if x.shape[1] == wanted:
-        hint = (
-            ": x looks like N x C x H x W, and minires has channels last, N x H x W x C; transpose it by (0, 2, 3, 1)"
-        )
+        hint = ": x looks like N x C x H x W, and minires has N x H x W x C: transpose it by (0, 2, 3, 1)"
     elif weight.shape[1] == c:
-        hint = ": weight looks like O x C x KH x KW, and minires has KH x KW x C x O; transpose it by (2, 3, 1, 0)"
+        hint = ": weight looks like O x C x KH x KW, and minires has KH x KW x C x O: transpose it by (2, 3, 1, 0)"
     raise ValueError(
         f"{operation}: x has {c} channels but weight takes {wanted}: shapes {x.shape} and {weight.shape}{hint}"
     )

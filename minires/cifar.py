@@ -224,8 +224,7 @@ def parse(data: bytes, source: str = "data") -> Split:
         raise DamagedError(
             f"{source} has the label {labels[index]} in record {index}, but labels are 0 .. 9: it is damaged"
         )
-    planes = records[:, 1:].reshape(-1, 3, 32, 32)
-    return Split(np.ascontiguousarray(planes.transpose(0, 2, 3, 1)), labels)
+    return Split(np.ascontiguousarray(records[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)), labels)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -37,21 +37,17 @@ def _launch_elements(kernel: str, n: int, *args: Any) -> None:
     device.launch(kernel, (-(-n // _THREADS),), (_THREADS,), *args)
 
 
-def _launch_pixels(
-    kernel: str, pixels: int, channels: int, like: Any, *args: Any, whole: int = 0, taps: int = 1
-) -> None:
-    """One thread for each run of channels, x, of each pixel, y, and tap, z. Runs divide `whole`, or else all channels."""
-    run = tiles.run(whole or channels, like.dtype)
-    x = min(channels // run, _THREADS)
+def _launch_pixels(kernel: str, m: int, c: int, like: Any, *args: Any, whole: int = 0, taps: int = 1) -> None:
+    """One thread for each run of c channels, x, of m pixels, y, and tap, z. Runs divide `whole`, or else all channels."""
+    run = tiles.run(whole or c, like.dtype)
+    x = min(c // run, _THREADS)
     y = _THREADS // x
-    device.launch(f"{kernel}<{run}>", (-(-pixels // y), -(-channels // run // x), taps), (x, y), like, *args)
+    device.launch(f"{kernel}<{run}>", (-(-m // y), -(-c // run // x), taps), (x, y), like, *args)
 
 
-def _gemm(
-    a: Any, b: Any, c: Any, m: int, n: int, k: int, a_transposed: bool = False, b_transposed: bool = False
-) -> None:
-    """c = op(a) op(b), m x k times k x n. See kernels/gemm.cu."""
-    name, grid, block, depth = tiles.gemm(m, n, k, a_transposed, b_transposed)
+def _gemm(a: Any, b: Any, c: Any, m: int, n: int, k: int, a_turned: bool = False, b_turned: bool = False) -> None:
+    """c = op(a) op(b), m x k times k x n; what is turned is stored transposed. See kernels/gemm.cu."""
+    name, grid, block, depth = tiles.gemm(m, n, k, a_turned, b_turned)
     to = c if grid[2] == 1 else _empty((grid[2], m, n), c)
     device.launch(name, grid, block, a, b, to, m, n, k, depth)
     if to is not c:
@@ -91,7 +87,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     check_shape("linear", "weight", weight, (n_out, n_in), f"for x of shape {x.shape}")
     check_shape("linear", "bias", bias, (n_out,), f"for weight of shape {weight.shape}")
     y = _empty((n, n_out), x.data)
-    _gemm(x.data, weight.data, y, n, n_out, n_in, b_transposed=True)
+    _gemm(x.data, weight.data, y, n, n_out, n_in, b_turned=True)
     _add_bias(y, bias)
 
     def backward(dy):
@@ -101,7 +97,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
             _gemm(dy, weight.data, dx, n, n_in, n_out)
         if weight.requires_grad:
             d_weight = _empty(weight.shape, dy)
-            _gemm(dy, x.data, d_weight, n_out, n_in, n, a_transposed=True)
+            _gemm(dy, x.data, d_weight, n_out, n_in, n, a_turned=True)
         return (dx, d_weight, _bias_gradient(dy, bias))[: len(inputs)]
 
     inputs = (x, weight) if bias is None else (x, weight, bias)
@@ -185,7 +181,7 @@ def _im2col_input_gradient(dy: Any, weight: Any, shape: tuple, geometry: tuple, 
     (n, h, w, c), o = shape, weight.shape[-1]
     m, k = math.prod(dy.shape[:-1]), math.prod(weight.shape[:-1])
     d_columns, dx = _empty((m, k), dy), _empty(shape, dy)
-    _gemm(dy, weight, d_columns, m, k, o, b_transposed=True)
+    _gemm(dy, weight, d_columns, m, k, o, b_turned=True)
     _launch_pixels("col2im", n * h * w, c, d_columns, dx, n * h * w, c, *geometry)
     return dx if known is None else add_arrays(dx, known)
 
@@ -194,7 +190,7 @@ def _im2col_weight_gradient(x: Any, dy: Any, weight: Any, geometry: tuple) -> An
     # The columns are unfolded again: keeping those of every layer would take nine times the activations.
     columns, d_weight = _unfold(x, geometry), _empty(weight.shape, dy)
     m, k = columns.shape
-    _gemm(columns, dy, d_weight, k, dy.shape[-1], m, a_transposed=True)
+    _gemm(columns, dy, d_weight, k, dy.shape[-1], m, a_turned=True)
     return d_weight
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from . import device
+from .device.source import named
 
 
 @dataclass
@@ -29,9 +30,7 @@ class Profile:
         lines = [f"{'launches':>8}{'ms':>11}{'share':>8}{'GB/s':>8}  kernel"]
         for name, k in sorted(self.kernels.items(), key=lambda item: -item[1].seconds):
             rate = k.bytes / k.seconds / 1e9 if k.seconds else 0.0
-            lines.append(
-                f"{k.launches:8}{k.seconds * 1e3:11.2f}{k.seconds / total:8.1%}{rate:8.1f}  {device.named(name)}"
-            )
+            lines.append(f"{k.launches:8}{k.seconds * 1e3:11.2f}{k.seconds / total:8.1%}{rate:8.1f}  {named(name)}")
         return "\n".join(lines)
 
 

@@ -3,13 +3,12 @@
 A GPU wants many threads with small parts, at least 8 warps for each multiprocessor; its widest load is 16 bytes, and a word
 from shared memory or the first cache must feed four multiply-adds: a thread's 8 x 4 sums take 40 words of pixels and 48 of
 weights for 384 of them. A CPU wants parts that fill its vector registers, 16 sums of 64 bytes, and few threads, since each
-waits at every barrier. Sizes are explained in the kernels' headers, and measured in kernels/README.md.
+waits at every barrier. The kernels' headers explain the sizes.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,12 +16,10 @@ import numpy as np
 
 from . import device
 
+_SMALL = (8, 16), (8, 8), (4, 8), (2, 4)
 NUMBERS: dict[str, tuple[Any, Any]] = {  # of the cuda device, of the cpu device
     # Rows and columns of a block's tile of an image, the largest first.
-    "pixels": (
-        ((8, 32), (8, 16), (8, 8), (4, 8), (2, 4)),
-        ((16, 32), (8, 32), (16, 16), (8, 16), (8, 8), (4, 8), (2, 4)),
-    ),
+    "pixels": (((8, 32), *_SMALL), ((16, 32), (8, 32), (16, 16), *_SMALL)),
     "vector": (16, 128),  # bytes of neighbouring channels that a thread has
     "sums": (128, 1024),  # bytes of sums that a thread of a convolution has in registers, for 8 rows of pixels at most
     "threads": (256, 1),  # of a block whose parts any number of threads can share, at most
@@ -33,16 +30,10 @@ NUMBERS: dict[str, tuple[Any, Any]] = {  # of the cuda device, of the cpu device
     "gemm": (((64, 64, 16, 8, 8),), ((64, 64, 32, 8, 32), (64, 32, 32, 8, 32), (64, 16, 32, 16, 16))),
     "columns": (8, 64),  # that a block adds up: 8 floats are a sector
     "column_run": (1, 64),  # neighbours of them that a thread has
-    "sgd": (
-        (1, 256),
-        (4096, 1),
-    ),  # neighbours that a thread takes at a time, threads of a block: each has 2 KB of pointers
+    "sgd": ((1, 256), (4096, 1)),  # neighbours a thread takes at a time; threads of a block, each with 2 KB of pointers
     "blocks": (512, 32),  # wanted of what can be cut into any number; it is the same for any number of processors
 }
-TABLES = {
-    name: SimpleNamespace(**{what: numbers[i] for what, numbers in NUMBERS.items()})
-    for i, name in enumerate(("cuda", "cpu"))
-}
+TABLES = {d: SimpleNamespace(**{k: v[i] for k, v in NUMBERS.items()}) for i, d in enumerate(("cuda", "cpu"))}
 SHARED = 48 * 1024  # bytes that every GPU grants a block, and that a CPU's first cache holds
 Launch = tuple[Any, ...]  # a kernel's instance, grid and block; and what else is said
 
@@ -69,7 +60,7 @@ def _named(kernel: str, *sizes: Any) -> str:
     return f"{kernel}<{', '.join(str(size).lower() for size in sizes)}>"
 
 
-def serves(kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], c: int, o: int) -> bool:
+def serves(kernel: tuple | list, stride: tuple, padding: tuple, c: int, o: int) -> bool:
     """Whether the 3 x 3 kernels compute convolutions of this geometry, from c channels to o."""
     geometry = tuple(kernel) == (3, 3) and stride in ((1, 1), (2, 2)) and max(padding) <= 2
     return geometry and max(c, o) <= 64 and o % 4 == 0
@@ -92,8 +83,8 @@ def conv(n: int, c: int, o: int, places: tuple[int, int], stride: int, dtype: np
     rows, columns, tiles = _pixels(device.current().tiling, *places, stride, (c + 4) * size)
     to = run(o, dtype)
     tp = min(rows, 8 // stride, now.sums // size // to)
-    threads = min(rows // tp * columns * o // to, now.threads)
-    return _named("conv3x3", rows, columns, tp, to, c, o, stride, *options), (n * tiles,), (threads,)
+    name = _named("conv3x3", rows, columns, tp, to, c, o, stride, *options)
+    return name, (n * tiles,), (min(rows // tp * columns * o // to, now.threads),)
 
 
 def strided_gradient(n: int, o: int, c: int, places: tuple[int, int], dtype: np.dtype) -> Launch:
@@ -102,8 +93,8 @@ def strided_gradient(n: int, o: int, c: int, places: tuple[int, int], dtype: np.
     rows, columns, tiles = _pixels(device.current().tiling, *places, 1, (o + 4) * size)
     to = _run_of(c, min(now.vector, 64) // size)
     tp = min(rows, max(now.sums // size // to // 4, 1))
-    threads = min(rows // tp * columns * c // to, now.threads)
-    return _named("conv3x3_strided_gradient", rows, columns, tp, to, o, c), (n * tiles,), (threads,)
+    name = _named("conv3x3_strided_gradient", rows, columns, tp, to, o, c)
+    return name, (n * tiles,), (min(rows // tp * columns * c // to, now.threads),)
 
 
 def weight(n: int, c: int, o: int, places: tuple[int, int], stride: int, dtype: np.dtype) -> Launch:
@@ -114,8 +105,7 @@ def weight(n: int, c: int, o: int, places: tuple[int, int], stride: int, dtype: 
     rows, columns, tiles = _pixels(device.current().tiling, *places, stride, bc * size, bo * size)
     chunk = -(-n * tiles // max(now.blocks // (c // bc * o // bo), 1))
     name = _named("conv3x3_weight", rows, columns, min(now.pair_pixels, columns), bc, bo, tc, to, stride)
-    threads = min(bc // tc * bo // to, now.threads)
-    return name, (c // bc, o // bo, -(-n * tiles // chunk)), (threads,), chunk
+    return name, (c // bc, o // bo, -(-n * tiles // chunk)), (min(bc // tc * bo // to, now.threads),), chunk
 
 
 def gemm(m: int, n: int, k: int, *transposed: bool) -> Launch:

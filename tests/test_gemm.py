@@ -51,6 +51,6 @@ def test_as_the_operations_ask_for_it(rng, dtype, shape, tiling, monkeypatch):
     m, n, k = shape
     a, b, stored_a, stored_b = operands(rng, m, n, k, True, False, dtype)
     c = device.current().empty((m, n), dtype)
-    _gemm(stored_a, stored_b, c, m, n, k, a_transposed=True)
+    _gemm(stored_a, stored_b, c, m, n, k, a_turned=True)
     assert_close(device.current().to_host(c), a.astype(np.float64) @ b.astype(np.float64), dtype)
     assert (tiles.gemm(m, n, k)[1][2] > 1) == (k == 5000)  # chunks

@@ -16,17 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from .source import (
-    KERNELS_DIR,
-    MAX_POINTERS,
-    DeviceError,
-    Module,
-    arrays_in,
-    base_name,
-    library_files,
-    named,
-    read_source,
-)
+from .source import KERNELS_DIR, MAX_POINTERS, DeviceError, Module, arrays_in, base_name, library_files, read_source
 
 __all__ = [
     "KERNELS_DIR",
@@ -37,7 +27,6 @@ __all__ = [
     "describe_device",
     "get_device",
     "launch",
-    "named",
     "observe",
     "set_device",
 ]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import itertools
 import math
 import os
 import platform
@@ -57,8 +56,7 @@ def _tuning(version: str) -> list[str]:
     flags = ["-O3"] if is_clang else ["-O2", "-ftree-vectorize", "-fvect-cost-model=dynamic"]
     if platform.machine() in ("x86_64", "AMD64"):
         flags += ["-mprefer-vector-width=512"] + ([] if is_clang else ["-mtls-dialect=gnu2"])
-        release = re.search(r"\) (\d+)\.", version)
-        if not is_clang and release and int(release[1]) >= 12:
+        if not is_clang and int((re.search(r"\) (\d+)\.", version) or "00")[1]) >= 12:
             flags += ["-mmove-max=512", "-mstore-max=512"]
     return flags
 
@@ -341,10 +339,10 @@ def _thread_count() -> int:
 class _Memory:
     """A block of host memory that goes back to its pool when the last array over it is gone."""
 
-    def __init__(self, pool: list[tuple], nbytes: int, shape: tuple[int, ...], dtype: np.dtype) -> None:
+    def __init__(self, pool: list[tuple], nbytes: int) -> None:
         self._pool, self._block = pool, pool.pop() if pool else _aligned(nbytes)
         place = self._block[1], False
-        self.__array_interface__ = {"shape": shape, "typestr": dtype.str, "data": place, "version": 3}
+        self.__array_interface__ = {"shape": (nbytes,), "typestr": "|u1", "data": place, "version": 3}
 
     def __del__(self) -> None:
         self._pool.append(self._block)
@@ -352,11 +350,9 @@ class _Memory:
 
 def _aligned(nbytes: int) -> tuple[np.ndarray, int]:
     """Memory, and an address in it where a line of the cache begins, so that no vector lies in two."""
-    if any(flag.startswith("-fsanitize=") for flag in _user_flags()):  # which is to see what lies behind
-        memory = np.empty(nbytes, np.uint8)
-        return memory, memory.ctypes.data
-    memory = np.empty(nbytes + 63, np.uint8)
-    return memory, memory.ctypes.data + -memory.ctypes.data % 64
+    slack = 0 if any(f.startswith("-fsanitize=") for f in _user_flags()) else 63  # it is to see what lies behind
+    memory = np.empty(nbytes + slack, np.uint8)
+    return memory, memory.ctypes.data + min(-memory.ctypes.data % 64, slack)
 
 
 class CpuDevice:
@@ -383,7 +379,7 @@ class CpuDevice:
         dtype = np.dtype(dtype)
         nbytes = max(math.prod(shape) * dtype.itemsize, 1)
         if not self.watcher:
-            return np.asarray(_Memory(self._pools[nbytes], nbytes, tuple(shape), dtype))
+            return np.ndarray(shape, dtype, np.asarray(_Memory(self._pools[nbytes], nbytes)))
         memory = np.empty(nbytes, np.uint8)
         self.watcher.allocated(memory)
         return memory[: math.prod(shape) * dtype.itemsize].view(dtype).reshape(shape)
@@ -465,8 +461,7 @@ def _launch(library: Library, name: str, grid: tuple, block: tuple, args: list, 
 
 def pack_arguments(args: list) -> tuple[Any, ctypes.Array]:
     """The arguments as C has them, and an array of their addresses, which is good as long as the first is kept."""
-    formats: list[str] = []
-    values: list[Any] = []
+    formats, values = list[str](), list[Any]()
     for argument in args:
         if argument is None or isinstance(argument, np.ndarray):
             formats.append("Q8x")
@@ -482,15 +477,14 @@ def pack_arguments(args: list) -> tuple[Any, ctypes.Array]:
             values.append(argument)
     packing, offsets = _packing(tuple(formats))
     memory = ctypes.create_string_buffer(packing.pack(*values), packing.size)
-    begin = ctypes.addressof(memory)
-    return memory, (ctypes.c_void_p * len(args))(*[begin + offset for offset in offsets])
+    return memory, (ctypes.c_void_p * len(args))(*[ctypes.addressof(memory) + offset for offset in offsets])
 
 
 @functools.lru_cache(maxsize=1024)
 def _packing(formats: tuple[str, ...]) -> tuple[struct.Struct, list[int]]:
     """The arguments one behind another, each at a multiple of 16 bytes, as a vector's alignment asks; and where each is."""
     sizes = [struct.calcsize(f"={one}") for one in formats]
-    return struct.Struct("=" + "".join(formats)), [0, *itertools.accumulate(sizes)][: len(sizes)]
+    return struct.Struct("=" + "".join(formats)), np.cumsum([0, *sizes]).tolist()[: len(sizes)]
 
 
 _SCALAR = {np.dtype(c): f"{c}{16 - np.dtype(c).itemsize}x" for c in "?bBhHiIqQfd"}

@@ -165,14 +165,11 @@ def base_name(name: str) -> str:
 @functools.lru_cache(maxsize=1024)
 def named(name: str, code: str = "") -> str:
     """An instance with its parameters' names, `conv3x3<rows=8, columns=32, ...>`, as `code` or else `kernels/` has them."""
-    if "<" not in name:
+    file, values = library_files().get(base_name(name)), split(name.partition("<")[2].rpartition(">")[0])
+    text = find_kernels(code or (file.read_text() if file else "")).get(base_name(name)) if values else None
+    if text is None or text.template is None or len(text.template) != len(values):
         return name
-    file = library_files().get(base_name(name))
-    text = find_kernels(code or (file.read_text() if file else "")).get(base_name(name))
-    values, parameters = split(name.partition("<")[2].rpartition(">")[0]), text.template if text else None
-    if parameters is None or len(parameters) != len(values):
-        return name
-    names = [re.sub(r"\s*=.*", "", parameter).split()[-1].lower() for parameter in parameters]
+    names = [re.sub(r"\s*=.*", "", parameter).split()[-1].lower() for parameter in text.template]
     return f"{base_name(name)}<{', '.join(f'{n}={v}' for n, v in zip(names, values, strict=True))}>"
 
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from .. import device
 from ..device.cpu import CpuDevice, Library, compile_library
-from ..device.source import DeviceError, Signature
+from ..device.source import DeviceError, Signature, named
 from .engine import INSTRUMENTS, WatchedLaunch, source_lines
 
 _KINDS = "load", "store", "atomic"
@@ -215,7 +215,7 @@ class Counters:
                 waves = f"{total.wavefronts / total.wavefronts_least:12.2f}" if total.wavefronts_least else " " * 12
                 lines.append(
                     f"{len(of_kernel):8}{space:>8}{total.requests:12}{total.lanes / total.requests:7.1f}"
-                    f"{sectors}{waves}  {device.named(name, of_kernel[0].code)}"
+                    f"{sectors}{waves}  {named(name, of_kernel[0].code)}"
                 )
         return "\n".join(lines)
 
