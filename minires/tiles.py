@@ -114,12 +114,8 @@ def gemm(m: int, n: int, k: int, *transposed: bool) -> Launch:
     tiles = -(-n // bn), -(-m // bm)
     chunks = min(max(table().blocks // (tiles[0] * tiles[1]), 1), -(-k // (16 * bk)))
     depth = -(-k // (chunks * bk)) * bk
-    return (
-        _named("gemm_blocked", bm, bn, bk, tm, tn, *transposed),
-        (*tiles, -(-k // depth)),
-        (bm // tm * bn // tn,),
-        depth,
-    )
+    name = _named("gemm_blocked", bm, bn, bk, tm, tn, *transposed)
+    return name, (*tiles, -(-k // depth)), (bm // tm * bn // tn,), depth
 
 
 def columns(m: int, c: int, kernel: str, *options: bool) -> Launch:
@@ -127,13 +123,8 @@ def columns(m: int, c: int, kernel: str, *options: bool) -> Launch:
     now = table()
     strips = -(-c // now.columns)
     rows = max(-(-m // max(now.blocks // strips, 1)), 16)
-    return (
-        _named(kernel, _run_of(c, now.column_run), *options),
-        (strips, -(-m // rows)),
-        (now.threads,),
-        now.columns,
-        rows,
-    )
+    name = _named(kernel, _run_of(c, now.column_run), *options)
+    return name, (strips, -(-m // rows)), (now.threads,), now.columns, rows
 
 
 def sgd(parameters: int, largest: int) -> Launch:

@@ -185,7 +185,8 @@ def build(code: str, names: tuple[str, ...], scalar: np.dtype, instruments: Inst
     def make(linked: Path) -> None:
         kernels = str(linked.with_name("kernels.o"))
         compiling = [*flags, "-include", str(_HERE / "cuda_on_cpu.h"), "-c", "-x", "c++", "-", "-o", kernels]
-        wrap = ["-Wl,--wrap=memcpy,--wrap=memset,--wrap=memmove"] if instruments and is_clang else []
+        copies = instruments and is_clang and sys.platform != "darwin"  # whose linker has no such option: see engine.cpp
+        wrap = ["-Wl,--wrap=memcpy,--wrap=memset,--wrap=memmove"] if copies else []
         for step in compiling, [*_FLAGS, *_user_flags(), *_SHARED, *wrap, kernels, "-o", str(linked)]:
             _run([*compiler, *step], "the kernels", unit)
 

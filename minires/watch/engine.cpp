@@ -301,10 +301,11 @@ void* __tsan_memmove(void* to, const void* from, size_t bytes) {
     access(to, bytes, true, __builtin_return_address(0));
     return memmove(to, from, bytes);
 }
-// clang before 16 calls C's own; the linker gives it these.
+#if !defined(__APPLE__)  // clang before 16 calls C's own; the linker gives it these
 void* __wrap_memset(void*, int, size_t) __attribute__((alias("__tsan_memset")));
 void* __wrap_memcpy(void*, const void*, size_t) __attribute__((alias("__tsan_memcpy")));
 void* __wrap_memmove(void*, const void*, size_t) __attribute__((alias("__tsan_memmove")));
+#endif
 void __tsan_vptr_read(void** p) { access(p, sizeof *p, false, __builtin_return_address(0)); }
 void __tsan_vptr_update(void** p, void*) { access(p, sizeof *p, true, __builtin_return_address(0)); }
 void __tsan_func_entry(void*) {}
