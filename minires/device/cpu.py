@@ -185,7 +185,9 @@ def build(code: str, names: tuple[str, ...], scalar: np.dtype, instruments: Inst
     def make(linked: Path) -> None:
         kernels = str(linked.with_name("kernels.o"))
         compiling = [*flags, "-include", str(_HERE / "cuda_on_cpu.h"), "-c", "-x", "c++", "-", "-o", kernels]
-        copies = instruments and is_clang and sys.platform != "darwin"  # whose linker has no such option: see engine.cpp
+        copies = (
+            instruments and is_clang and sys.platform != "darwin"
+        )  # whose linker has no such option: see engine.cpp
         wrap = ["-Wl,--wrap=memcpy,--wrap=memset,--wrap=memmove"] if copies else []
         for step in compiling, [*_FLAGS, *_user_flags(), *_SHARED, *wrap, kernels, "-o", str(linked)]:
             _run([*compiler, *step], "the kernels", unit)
