@@ -22,10 +22,12 @@ __global__ void conv3x3(const scalar_t* __restrict__ x, const scalar_t* __restri
                         const scalar_t* __restrict__ bias, const scalar_t* __restrict__ added, scalar_t eps) {
     constexpr int DEPTH = run_of(C, 4), GROUPS = O / TO;
     __shared__ __align__(64) scalar_t xs[(ROWS - 1) * S + 3][(COLUMNS - 1) * S + 3][C + DEPTH / 4 * 4];  // + 4: other banks
+    __shared__ scalar_t scale[O];
     const int tiles_x = (OW + COLUMNS - 1) / COLUMNS, tiles = tiles_x * ((OH + ROWS - 1) / ROWS);
     const int y0 = blockIdx.x % tiles / tiles_x * ROWS, x0 = blockIdx.x % tiles_x * COLUMNS;
     const long long n = blockIdx.x / tiles;
     load_tile<C, run_of(C, TO)>(xs, x + n * H * W * C, y0 * S - pad_h, x0 * S - pad_w, H, W, C);
+    for (int o = threadIdx.x; NORMALISE && o < O; o += blockDim.x) scale[o] = 1 / sqrt(variance[o] + eps) * weight[o];
     __syncthreads();
     for (int part = threadIdx.x; part < ROWS / TP * COLUMNS * GROUPS; part += blockDim.x) {
         const int o = part % GROUPS * TO, column = part / GROUPS % COLUMNS, row = part / (GROUPS * COLUMNS) * TP;
@@ -47,15 +49,13 @@ __global__ void conv3x3(const scalar_t* __restrict__ x, const scalar_t* __restri
                             for (int j = 0; j < TO; ++j) sum[p].v[j] += left[p * S + ky] * right.v[j];
                     }
                 }
-        Run<TO> scale = {};
-        for (int j = 0; NORMALISE && j < TO; ++j) scale.v[j] = 1 / sqrt(variance[o + j] + eps) * weight[o + j];
 #pragma unroll
         for (int p = 0; p < TP; ++p) {
             const int oy = y0 + row + p, ox = x0 + column;
             if (oy >= OH || ox >= OW) continue;
             const long long at = ((n * OH + oy) * OW + ox) * O + o;
             for (int j = 0; NORMALISE && j < TO; ++j)
-                sum[p].v[j] = normalised(sum[p].v[j], mean[o + j], scale.v[j], bias[o + j]);
+                sum[p].v[j] = normalised(sum[p].v[j], mean[o + j], scale[o + j], bias[o + j]);
             if (ADD) add_to(sum[p], load<TO>(added + at));
             for (int j = 0; NORMALISE && j < TO; ++j) sum[p].v[j] = sum[p].v[j] <= 0 ? scalar_t(0) : sum[p].v[j];
             store(y + at, sum[p]);

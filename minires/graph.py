@@ -1,4 +1,4 @@
-"""mr.graph(): a step recorded once as a CUDA graph and replayed, so that its launches cost next to nothing."""
+"""mr.graph(): a step recorded once, as a CUDA graph on a GPU, and replayed, so that its launches cost next to nothing."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from .tensor import Tensor, used_tensors
 def graph(function: Callable) -> Callable:
     """`function`, which takes and returns Tensors and device arrays, as one that replays what it launches.
 
-    On a GPU the first two calls with inputs of some shapes run as they are, the third is recorded as a CUDA graph, and
-    from then on a call copies its inputs to where the recorded launches read them and launches the graph: without
-    Python, and without a gap between kernels. What is returned lies in the same arrays each time: read it before the
-    next call. On the CPU every call just runs.
+    The first two calls with inputs of some shapes run as they are, the third is recorded, and from then on a call copies
+    its inputs to where the recorded launches read them and does these: without Python, and on a GPU, where they are a CUDA
+    graph, without a gap between kernels. What is returned lies in the same arrays each time: read it before the next call.
+    While launches are watched, by mr.profile() or the sanitizer, every call just runs.
 
     The function must launch the same kernels on the same arrays each time. It must not bring data from or to the host,
     nor depend on Python values that change; SGD's learning rate may change. Labels are checked in the first two calls.
@@ -26,6 +26,8 @@ def graph(function: Callable) -> Callable:
     recorded: dict[tuple, Callable] = {}
 
     def replay(*inputs: Any) -> Any:
+        if device.is_watched():
+            return function(*inputs)
         is_tensor = [isinstance(value, Tensor) for value in inputs]
         arrays = [value.data if tensor else value for value, tensor in zip(inputs, is_tensor, strict=True)]
         key = (device.get_device(), *((a.shape, a.dtype) for a in arrays))
@@ -37,12 +39,16 @@ def graph(function: Callable) -> Callable:
 
 
 class _Replay:
-    """A recording, and the tensors that it reads besides its inputs, with the arrays that they had."""
+    """A recording, and the tensors that it reads besides its inputs, with the arrays that they had.
+
+    Two calls before it fill the recording's memory, so that it finds every size it asks for.
+    """
 
     def __init__(self, function: Callable, is_tensor: list[bool]) -> None:
         self._function, self._is_tensor = function, is_tensor
         self._read: dict[int, tuple[Tensor, Any]] = {}
-        self._recording = device.current().recording(self._run)
+        self._recording, self._calls, self._inputs = device.current().recording(), 0, []
+        self._outputs: Any = None
 
     def __call__(self, arrays: list) -> Any:
         for tensor, data in self._read.values():
@@ -51,10 +57,24 @@ class _Replay:
                     f"graph: a tensor of shape {data.shape} that the recorded function reads has another array now, "
                     f"of shape {tensor.data.shape}: change tensors in place, or make a new graph"
                 )
-        return self._recording(arrays)
+        now = device.current()
+        self._inputs = self._inputs or [now.empty(array.shape, array.dtype) for array in arrays]
+        for fixed, given in zip(self._inputs, arrays, strict=True):
+            now.assign(fixed, given)
+        if self._calls < 2:
+            with self._recording.memory():
+                outputs = self._run()
+            self._calls += 1
+            return outputs
+        if self._calls == 2:
+            with self._recording.record():
+                self._outputs = self._run()
+            self._calls += 1
+        self._recording.replay()
+        return self._outputs
 
-    def _run(self, *fixed: Any) -> Any:
-        inputs = [Tensor.wrap(a) if tensor else a for a, tensor in zip(fixed, self._is_tensor, strict=True)]
+    def _run(self) -> Any:
+        inputs = [Tensor.wrap(a) if tensor else a for a, tensor in zip(self._inputs, self._is_tensor, strict=True)]
         if self._read:  # it reads the same tensors each time
             return self._function(*inputs)
         with used_tensors() as used:

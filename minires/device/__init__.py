@@ -26,6 +26,7 @@ __all__ = [
     "current",
     "describe_device",
     "get_device",
+    "is_watched",
     "launch",
     "observe",
     "set_device",
@@ -128,6 +129,11 @@ def observe(observer: Observer) -> Iterator[None]:
         yield
     finally:
         _observer = before
+
+
+def is_watched() -> bool:
+    """Whether an observer, the sanitizer or counters look at each launch."""
+    return _observer is not None or current().watcher is not None
 
 
 class RawKernel:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import math
@@ -15,7 +16,7 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from .source import (
     HOST_HEADERS,
     MAX_POINTERS,
     MAX_SHARED,
+    NOT_WHILE_RECORDING,
     DeviceError,
     KernelText,
     Module,
@@ -127,11 +129,19 @@ class Library:
     runtime: ctypes.CDLL  # threads, or the instruments
     kernels: dict[str, tuple[Signature, Kernel]] = field(default_factory=dict)
 
-    def run(self, name: str, grid: tuple, block: tuple, pointers: ctypes.Array, threads: int) -> tuple[int, str]:
-        """Launch a kernel, unwatched. The index of the first block that was stopped, or -1, and what stopped it."""
-        kernel, message = ctypes.byref(self.kernels[name][1]), ctypes.create_string_buffer(512)
-        stopped = self.runtime.minires_run(kernel, (ctypes.c_uint * 6)(*grid, *block), pointers, threads, message)
-        return stopped, message.value.decode() if stopped >= 0 else ""
+    def launch(self, name: str, grid: tuple, block: tuple, packed: tuple, threads: int) -> Callable[[], None]:
+        """An unwatched launch with packed arguments, put together: it can be done any number of times."""
+        values, pointers = packed
+        geometry, message = (ctypes.c_uint * 6)(*grid, *block), ctypes.create_string_buffer(512)
+        kernel, run = ctypes.byref(self.kernels[name][1]), self.runtime.minires_run
+
+        def launch() -> None:
+            stopped = run(kernel, geometry, pointers, threads, message)
+            if stopped >= 0:
+                raise _stopped(name, grid, stopped, message.value.decode())
+
+        launch.values = values  # whose addresses are in `pointers`
+        return launch
 
 
 def compile_library(
@@ -352,6 +362,12 @@ class _Memory:
         self._pool.append(self._block)
 
 
+def _is_device_memory(array: Any) -> bool:
+    while isinstance(array, np.ndarray):
+        array = array.base
+    return isinstance(array, _Memory)
+
+
 def _aligned(nbytes: int) -> tuple[np.ndarray, int]:
     """Memory, and an address in it where a line of the cache begins, so that no vector lies in two."""
     slack = 0 if any(f.startswith("-fsanitize=") for f in _user_flags()) else 63  # it is to see what lies behind
@@ -359,11 +375,43 @@ def _aligned(nbytes: int) -> tuple[np.ndarray, int]:
     return memory, memory.ctypes.data + min(-memory.ctypes.data % 64, slack)
 
 
+class Recording:
+    """What a CUDA graph is to a GPU: launches put together once, with memory of their own, to be done again and again."""
+
+    def __init__(self, device: CpuDevice) -> None:
+        self._device, self._pools = device, defaultdict(list)
+        self._steps: list[Callable[[], None]] | None = None
+
+    @contextlib.contextmanager
+    def memory(self) -> Iterator[None]:
+        """Within this context memory comes from the recording's own pool."""
+        before, self._device.pools = self._device.pools, self._pools
+        try:
+            yield
+        finally:
+            self._device.pools = before
+
+    @contextlib.contextmanager
+    def record(self) -> Iterator[None]:
+        """Within this context what is launched is written down, and not done."""
+        self._device.recorded = steps = []
+        try:
+            with self.memory():
+                yield
+        finally:
+            self._device.recorded = None
+        self._steps = steps
+
+    def replay(self) -> None:
+        """Do what was recorded."""
+        for step in self._steps:
+            step()
+
+
 class CpuDevice:
     """NumPy arrays as device memory; kernels run on the OS threads of this process."""
 
     name = "cpu"
-    is_recording = False
     tiling = "cpu"  # which table of tiles the operations use
     array_type = np.ndarray
     default_watcher: Callable[[], Any] = staticmethod(lambda: None)
@@ -371,9 +419,15 @@ class CpuDevice:
     def __init__(self) -> None:
         self.threads = _thread_count()
         # A training step asks for the same sizes each time. Fresh memory costs a page fault every 4 KB, so keep it.
-        self._pools: dict[int, list[tuple]] = defaultdict(list)
+        self.pools: dict[int, list[tuple]] = defaultdict(list)
+        self.recorded: list[Callable[[], None]] | None = None  # while a graph is recorded, what it will do
         # None, or what compiles and runs the launches in this device's place: see minires/watch.
         self.watcher = self.default_watcher()
+
+    @property
+    def is_recording(self) -> bool:
+        """Whether launches are written down, for a graph, and not done."""
+        return self.recorded is not None
 
     def description(self) -> str:
         return f"cpu, {self.threads} threads, {' '.join(_compiler())}"
@@ -383,7 +437,7 @@ class CpuDevice:
         dtype = np.dtype(dtype)
         nbytes = max(math.prod(shape) * dtype.itemsize, 1)
         if not self.watcher:
-            return np.ndarray(shape, dtype, np.asarray(_Memory(self._pools[nbytes], nbytes)))
+            return np.ndarray(shape, dtype, np.asarray(_Memory(self.pools[nbytes], nbytes)))
         memory = np.empty(nbytes, np.uint8)
         self.watcher.allocated(memory)
         return memory[: math.prod(shape) * dtype.itemsize].view(dtype).reshape(shape)
@@ -396,11 +450,17 @@ class CpuDevice:
 
     def filled(self, shape: tuple[int, ...], dtype: np.dtype, value: float) -> Any:
         """An array of device memory with one value everywhere."""
-        return self.to_device(np.full(shape, value, dtype))
+        array = self.empty(shape, dtype)
+        self._do(functools.partial(array.fill, value))
+        if self.watcher:
+            self.watcher.written(array)
+        return array
 
     def assign(self, target: np.ndarray, source: np.ndarray) -> None:
         """Copy an array of the host or the device into a device array of the same shape and dtype."""
-        np.copyto(target, source)
+        if not _is_device_memory(source):
+            self._forbid_while_recording()
+        self._do(functools.partial(np.copyto, target, source))
         if self.watcher:
             self.watcher.written(target)
 
@@ -408,9 +468,14 @@ class CpuDevice:
 
     def to_host(self, array: np.ndarray) -> np.ndarray:
         """A copy of a device array as a NumPy array."""
+        self._forbid_while_recording()
         if self.watcher:
             self.watcher.read(array)
         return np.array(array)
+
+    def _forbid_while_recording(self) -> None:
+        if self.is_recording:
+            raise DeviceError(NOT_WHILE_RECORDING)
 
     def when_read(self, check: Callable[[], None]) -> None:
         """Run `check`, which reads from the device: here at once, on a GPU when the host next waits for it anyway."""
@@ -425,9 +490,15 @@ class CpuDevice:
         run()
         return time.perf_counter() - began
 
-    def recording(self, function: Callable) -> Callable:
-        """See CudaDevice.recording: on this device nothing is gained by it."""
-        return lambda arrays: function(*arrays)
+    def recording(self) -> Recording:
+        """A graph to be recorded: see minires.graph."""
+        return Recording(self)
+
+    def _do(self, step: Callable[[], None]) -> None:
+        if self.recorded is None:
+            step()
+        else:
+            self.recorded.append(step)
 
     def compile(self, code: str, scalar: np.dtype) -> Module:
         """Compile CUDA C++, with `scalar` as scalar_t. Raises DeviceError with the compiler's message."""
@@ -444,20 +515,16 @@ class CpuDevice:
         threads = 1 if re.search(r"\bprintf\s*\(", blank(code)) else self.threads  # lines then come in order
 
         def run_of(name: str) -> Callable:
-            return lambda grid, block, args, _: _launch(library, name, grid, block, args, threads)
+            return lambda grid, block, args, _: self._do(library.launch(name, grid, block, pack_arguments(args), threads))
 
         return {name: (signature, run_of(name)) for name, (signature, _) in library.kernels.items()}
 
 
-def _launch(library: Library, name: str, grid: tuple, block: tuple, args: list, threads: int) -> None:
-    values, pointers = pack_arguments(args)
-    stopped, reason = library.run(name, grid, block, pointers, threads)
-    if stopped < 0:
-        return
+def _stopped(name: str, grid: tuple, block: int, reason: str) -> DeviceError:
     if reason:
-        raise DeviceError(f"kernel {name}, {reason}")
-    index = stopped % grid[0], stopped // grid[0] % grid[1], stopped // grid[0] // grid[1]
-    raise DeviceError(
+        return DeviceError(f"kernel {name}, {reason}")
+    index = block % grid[0], block // grid[0] % grid[1], block // grid[0] // grid[1]
+    return DeviceError(
         f"kernel {name}, block {index}: some threads wait at a barrier or warp primitive that the others of "
         "the block never reach (a barrier in a branch, or a mask that names absent lanes)"
     )

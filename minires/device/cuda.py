@@ -6,7 +6,7 @@ import contextlib
 import ctypes
 import importlib.util
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from .source import (
     C_TYPE,
     HOST_HEADERS,
     MAX_POINTERS,
+    NOT_WHILE_RECORDING,
     DeviceError,
     KernelText,
     Module,
@@ -239,7 +240,7 @@ class CudaDevice:
 
     def _forbid_while_recording(self) -> None:
         if self.is_recording:
-            raise DeviceError("a recorded function must not bring data from or to the host: see minires.graph")
+            raise DeviceError(NOT_WHILE_RECORDING)
 
     def synchronize(self) -> None:
         """Wait until all launched kernels have ended."""
@@ -254,9 +255,9 @@ class CudaDevice:
         end.synchronize()
         return self._cupy.cuda.get_elapsed_time(begin, end) / 1e3
 
-    def recording(self, function: Callable) -> Callable:
-        """`function`, of arrays, as one that takes a list of arrays and from its third call on replays a CUDA graph."""
-        return _Recording(self, self._cupy, function)
+    def recording(self) -> Recording:
+        """A CUDA graph to be recorded: see minires.graph."""
+        return Recording(self, self._cupy)
 
     def compile(self, code: str, scalar: np.dtype) -> Module:
         """Compile CUDA C++, with `scalar` as scalar_t. Raises DeviceError with the compiler's message."""
@@ -294,53 +295,38 @@ def _argument(value: Any) -> Any:
     return np.uint64(0) if value is None else value
 
 
-class _Recording:
-    """The launches of a function as a CUDA graph, with the memory that they use.
+class Recording:
+    """Launches as a CUDA graph, with the memory that they use, from a pool that lives as long: the addresses stay valid."""
 
-    All memory comes from a pool of its own, which lives as long as the graph: the addresses in it stay valid. Two calls
-    before the recording fill the pool, so that the recording finds every size it asks for.
-    """
-
-    def __init__(self, device: CudaDevice, cupy: Any, function: Callable) -> None:
-        self._device, self._cupy, self._function = device, cupy, function
+    def __init__(self, device: CudaDevice, cupy: Any) -> None:
+        self._device, self._cupy = device, cupy
         self._pool, self._stream = cupy.cuda.MemoryPool(), cupy.cuda.Stream(non_blocking=True)
-        self._inputs: list = []
         self._graph: Any = None
-        self._outputs: Any = None
-        self._calls = 0
 
-    def __call__(self, arrays: list) -> Any:
-        if not self._inputs:
-            self._inputs = [self._cupy.empty_like(a) for a in arrays]
-        for fixed, given in zip(self._inputs, arrays, strict=True):
-            self._cupy.copyto(fixed, given)
-        if self._calls < 2:
-            outputs = self._run()
-            self._calls += 1
-            return outputs
-        if self._graph is None:
-            self._graph, self._outputs = self._record()
-        self._graph.launch()
-        return self._outputs
-
-    def _run(self) -> Any:
+    @contextlib.contextmanager
+    def memory(self) -> Iterator[None]:
+        """Within this context memory comes from the recording's own pool, and launches go to its stream."""
         self._cupy.cuda.get_current_stream().synchronize()
         with self._cupy.cuda.using_allocator(self._pool.malloc), self._stream:
-            outputs = self._function(*self._inputs)
+            yield
             self._stream.synchronize()
-        return outputs
 
-    def _record(self) -> tuple[Any, Any]:
-        self._cupy.cuda.get_current_stream().synchronize()
-        with self._cupy.cuda.using_allocator(self._pool.malloc), self._stream:
+    @contextlib.contextmanager
+    def record(self) -> Iterator[None]:
+        """Within this context what is launched becomes the graph, and is not done."""
+        with self.memory():
             self._stream.begin_capture()
             self._device.is_recording = True
             try:
-                outputs = self._function(*self._inputs)
+                yield
             except BaseException:
                 self._device.is_recording = False
                 with contextlib.suppress(self._cupy.cuda.runtime.CUDARuntimeError):
                     self._stream.end_capture()  # what went wrong is on its way already
                 raise
             self._device.is_recording = False
-            return self._stream.end_capture(), outputs
+            self._graph = self._stream.end_capture()
+
+    def replay(self) -> None:
+        """Do what was recorded."""
+        self._graph.launch()

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from minires.device.source import DeviceError
+
 from . import _arrays, _errors, _queues
 from .cuda import compiler
 
@@ -45,7 +47,6 @@ class RawModule:
     def get_function(self, name: str) -> _Function:
         from minires.device import cuda
         from minires.device.cpu import compile_library
-        from minires.device.source import DeviceError
 
         c_type = next((o.partition("=")[2] for o in self._options if o.startswith("-Dscalar_t=")), "float")
         code = self._code
@@ -78,12 +79,13 @@ class _Function:
         ]
         pointers = (ctypes.c_void_p * len(values))(*map(ctypes.addressof, values))
         geometry = (*grid, 1, 1)[:3], (*block, 1, 1)[:3]
+        launch = self._library.launch(self._name, *geometry, (values, pointers), 1)
 
-        def run(keep: Any = values) -> None:
-            stopped, message = self._library.run(self._name, *geometry, pointers, 1)
-            if stopped >= 0:
-                text = re.sub(r"\s+", " ", message) or "threads wait for one another"
-                _errors.pending.append(f"cudaErrorAssert: {self._name}: {text}")
+        def run() -> None:
+            try:
+                launch()
+            except DeviceError as error:
+                _errors.pending.append("cudaErrorAssert: " + re.sub(r"\s+", " ", str(error)))
 
         _queues.current[-1].put(run)
 
