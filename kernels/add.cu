@@ -7,8 +7,7 @@
 //
 // y is N x ceil(H / stride) x ceil(W / stride) x O, and before = (O - C) / 2 of the channels of zeros stand in front.
 // Launch: add has one element a thread. In the shortcut a thread has RUN neighbouring channels of a pixel that it writes: runs
-// in x, pixels in y. RUN, a power of two, divides C, O and `before`.
-// Bytes: 3 (add) or 2 (shortcut) elements moved for each one. Limit: memory.
+// in x, pixels in y. RUN, a power of two, divides C, O and `before`. Bytes: 3 (add) or 2 (shortcut) an element. Limit: memory.
 // Source: K. He et al., "Deep Residual Learning for Image Recognition", 2015, section 3.3, option (A).
 #include "common.cuh"
 

@@ -24,8 +24,7 @@ extern "C" __global__ void augment(const unsigned char* __restrict__ images, con
     const int i = row % H, k = blockIdx.y * blockDim.x + threadIdx.x, j = k / C, c = k % C;
     if (j >= W) return;
     const unsigned long long random = splitmix64(splitmix64(seed) + b);
-    const int span = 2 * pad + 1;
-    const int dy = int(random % span), dx = int((random >> 20) % span), flipped = flip && (random >> 63);
+    const int span = 2 * pad + 1, dy = int(random % span), dx = int((random >> 20) % span), flipped = flip && (random >> 63);
     const int iy = i + dy - pad, ix = (flipped ? W - 1 - j : j) + dx - pad;
     const bool inside = iy >= 0 && iy < H && ix >= 0 && ix < W;
     const int pixel = inside ? images[((indices[b] * (long long)H + iy) * W + ix) * C + c] : 0;

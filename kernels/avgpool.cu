@@ -3,9 +3,9 @@
 //   y[n, oy, ox, c]  = 1 / (KH * KW) * sum_{ky, kx} x[n, oy * stride_h - pad_h + ky, ox * stride_w - pad_w + kx, c]
 //   dx[n, iy, ix, c] = 1 / (KH * KW) * sum of dy[n, oy, ox, c] over the windows (oy, ox) that hold the pixel
 //
-// Global average pooling is the window that is the whole image.
-// Launch: a thread has RUN neighbouring channels of a pixel of the output (forward) or of the input (backward): runs in x,
-// pixels in y. Bytes: forward reads a pixel once for each window that holds it. FLOPs: KH * KW an output. Limit: memory.
+// Global average pooling is the window that is the whole image. Launch: a thread has RUN neighbouring channels of a pixel of
+// the output (forward) or of the input (backward): runs in x, pixels in y. Bytes: forward reads a pixel once for each window
+// that holds it. FLOPs: KH * KW an output. Limit: memory.
 #include "common.cuh"
 
 template <int RUN>

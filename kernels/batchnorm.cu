@@ -17,10 +17,9 @@
 //
 //   mean = sum_k n_k mean_k / M          M variance = sum_k (m2_k + n_k (mean_k - mean)^2)
 //
-// Fused: y = relu(batchnorm(x)) (RELU) and y = relu(batchnorm(x) + residual) (ADD too): what would be written for the next
-// kernel to read stays in a register. Passes over memory fall from 4 to 2, with the residual from 7 to 3. Backward computes
-// where y > 0 again from x, which it reads anyway: 8 passes become 5. With a residual it reads that from y, and stores the
-// gradient behind the ReLU, which is also the residual's, once: 8 become 7.
+// Fused: y = relu(batchnorm(x)) (RELU) and y = relu(batchnorm(x) + residual) (ADD too): 4 passes over memory become 2, with the
+// residual 7 become 3. Backward computes where y > 0 again from x, which it reads anyway: 8 passes become 5. With a residual it
+// reads that from y, and stores the gradient behind the ReLU, which is also the residual's, once: 8 become 7.
 //
 // Bytes: forward reads x twice, then out of a cache, and writes y; backward reads x and dy twice and writes dx. FLOPs: a few
 // an element. Limit: memory.
@@ -35,12 +34,12 @@ __global__ void batchnorm_chunk_statistics(const scalar_t* __restrict__ x, scala
                                            long long rows) {
     __shared__ scalar_t mean[1][Strip<RUN>::MOST], m2[1][Strip<RUN>::MOST];
     const Strip<RUN> strip(M, C, columns, blockIdx.y * rows, rows);
-    strip.sum(mean, [&](long long, long long i, int) { return Terms<1>{x[i]}; });
+    strip.sum(mean, [&](long long, long long i, int) { return Run<1>{x[i]}; });
     for (int c = threadIdx.x; c < strip.columns; c += blockDim.x) mean[0][c] /= strip.end - strip.begin;
     __syncthreads();
     strip.sum(m2, [&](long long, long long i, int c) {
         const scalar_t deviation = x[i] - mean[0][c];
-        return Terms<1>{deviation * deviation};
+        return Run<1>{deviation * deviation};
     });
     for (int c = threadIdx.x; c < strip.columns; c += blockDim.x) {
         chunk_mean[blockIdx.y * C + strip.c0 + c] = mean[0][c];
@@ -64,11 +63,11 @@ __global__ void batchnorm_forward(const scalar_t* __restrict__ x, const scalar_t
     __shared__ scalar_t means[1][Strip<RUN>::MOST], variances[1][Strip<RUN>::MOST];
     const Strip<RUN> strip(M, C, columns, blockIdx.y * rows, rows), chunks(gridDim.y, C, columns, 0, training ? gridDim.y : 0);
     chunks.sum(means, [&](long long k, long long i, int) {
-        return Terms<1>{chunk_mean[i] * (scalar_t(min(rows, M - k * rows)) / M)};
+        return Run<1>{chunk_mean[i] * (scalar_t(min(rows, M - k * rows)) / M)};
     });
     chunks.sum(variances, [&](long long k, long long i, int c) {
         const scalar_t delta = chunk_mean[i] - means[0][c];
-        return Terms<1>{(chunk_m2[i] + delta * delta * min(rows, M - k * rows)) / M};
+        return Run<1>{(chunk_m2[i] + delta * delta * min(rows, M - k * rows)) / M};
     });
     for (int c = threadIdx.x; c < strip.columns; c += blockDim.x) {
         const int channel = strip.c0 + c;
@@ -107,7 +106,7 @@ __global__ void batchnorm_chunk_sums(const scalar_t* __restrict__ x, const scala
         scalar_t g = dy[i];
         if (ADD) g = dz[i] = behind_relu(y[i], g);
         else if (RELU) g = behind_relu(normalised(x[i], m, inverse * weight[channel], bias[channel]), g);
-        return Terms<2>{g, g * ((x[i] - m) * inverse)};
+        return Run<2>{g, g * ((x[i] - m) * inverse)};
     });
     for (int c = threadIdx.x; c < strip.columns; c += blockDim.x) {
         chunk_dy[blockIdx.y * C + strip.c0 + c] = sums[0][c];
@@ -126,7 +125,7 @@ __global__ void batchnorm_backward(const scalar_t* __restrict__ x, const scalar_
                                    scalar_t* __restrict__ dx, long long M, int C, int columns, long long rows, int training) {
     __shared__ scalar_t sums[2][Strip<RUN>::MOST];
     const Strip<RUN> strip(M, C, columns, blockIdx.y * rows, rows), chunks(gridDim.y, C, columns, 0, gridDim.y);
-    chunks.sum(sums, [&](long long, long long i, int) { return Terms<2>{chunk_dy[i], chunk_dy_xhat[i]}; });
+    chunks.sum(sums, [&](long long, long long i, int) { return Run<2>{chunk_dy[i], chunk_dy_xhat[i]}; });
     for (int c = threadIdx.x; blockIdx.y == 0 && c < strip.columns; c += blockDim.x) {
         d_bias[strip.c0 + c] = sums[0][c];
         d_weight[strip.c0 + c] = sums[1][c];

@@ -21,6 +21,6 @@ template <int RUN>
 __global__ void column_sums(const scalar_t* __restrict__ x, scalar_t* __restrict__ sum, long long M, int C, int columns) {
     __shared__ scalar_t sums[1][Strip<RUN>::MOST];
     const Strip<RUN> strip(M, C, columns, 0, M);
-    strip.sum(sums, [&](long long, long long i, int) { return Terms<1>{x[i]}; });
+    strip.sum(sums, [&](long long, long long i, int) { return Run<1>{x[i]}; });
     for (int c = threadIdx.x; c < strip.columns; c += blockDim.x) sum[strip.c0 + c] = sums[0][c];
 }

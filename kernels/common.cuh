@@ -6,7 +6,6 @@ template <class T> struct Pointers {
 };
 struct Sizes { long long at[64]; };
 
-// ---------------------------------------------------------------------------------------------------------------
 // Channels lie side by side: arrays are N x H x W x C. RUN neighbours, a power of two, are read and written together; four
 // floats are the widest load of a GPU's thread.
 template <int RUN> struct alignas(RUN * sizeof(scalar_t) < 16 ? RUN * sizeof(scalar_t) : 16) Run { scalar_t v[RUN]; };
@@ -43,8 +42,7 @@ __device__ inline scalar_t normalised(scalar_t x, scalar_t mean, scalar_t scale,
     return fma(x - mean, scale, shift);
 }
 
-// ---------------------------------------------------------------------------------------------------------------
-// Sums over a block. The sum of v over the 32 lanes of a warp, in lane 0: a tree, each lane adding the value of the lane `distance` above it.
+// The sum of v over the 32 lanes of a warp, in lane 0: a tree, each lane adding the value of the lane `distance` above it.
 __device__ inline scalar_t warp_sum(scalar_t v) {
     for (int distance = 16; distance > 0; distance /= 2) v += __shfl_down_sync(0xffffffffu, v, distance);
     return v;
@@ -61,8 +59,6 @@ __device__ inline scalar_t block_sum(scalar_t v) {
     for (int warp = 0; warp < blockDim.x / 32; ++warp) total += warp_sums[warp];
     return total;
 }
-
-template <int K> struct Terms { scalar_t of[K]; };  // what an element adds to K sums
 
 // Sums of columns. A block's share of an M x C matrix: columns from c0 on, and some rows from `begin` on. It is cut into
 // parts, each RUN neighbouring columns, which RUN divides, and every `split`-th row; a thread takes every blockDim.x-th part.
@@ -85,16 +81,16 @@ template <int RUN> struct Strip {
         }
     }
 
-    // Adds up terms(m, i, c) over the rows: sums[k][c] is the k-th sum of column c, in a fixed order. Each part leaves its
-    // sums in shared memory; then the number of rows there is halved, as a tree, until one is left.
+    // Adds up terms(m, i, c), a Run<K>, over the rows: sums[k][c] is the k-th sum of column c, in a fixed order. Each part
+    // leaves its sums in shared memory; then the number of rows there is halved, as a tree, until one is left.
     template <int K, class F> __device__ void sum(scalar_t (&sums)[K][MOST], F terms) const {
         for (int part = threadIdx.x; part < columns / RUN * split; part += blockDim.x) {
             const int c = part * RUN % columns;
             scalar_t total[K][RUN] = {};
             for (long long m = begin + part * RUN / columns; m < end; m += split)
                 for (int j = 0; j < RUN; ++j) {
-                    const Terms<K> term = terms(m, m * C + c0 + c + j, c + j);
-                    for (int k = 0; k < K; ++k) total[k][j] += term.of[k];
+                    const Run<K> term = terms(m, m * C + c0 + c + j, c + j);
+                    for (int k = 0; k < K; ++k) total[k][j] += term.v[k];
                 }
             for (int k = 0; k < K; ++k)
                 for (int j = 0; j < RUN; ++j) sums[k][part * RUN + j] = total[k][j];

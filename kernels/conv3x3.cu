@@ -109,12 +109,11 @@ __global__ void conv3x3_strided_gradient(const scalar_t* __restrict__ dy, const 
 
 // The gradient of the filters. All images are cut into tiles of ROWS x COLUMNS pixels of dy, and the tiles into chunks. A block
 // sums BC x BO pairs of channels over a chunk, tile by tile; a part is all nine taps of TC x TO pairs, in registers, so that a
-// value of dy serves 9 * TC multiply-adds; TP pixels of a row are done together, which share the pixels of x that they both
-// meet. Then bias.cu's column_sums adds up the chunks: as many as the shapes say, whatever number of blocks runs at once.
-// The first chunk's blocks also turn their filters, which the gradient of x wants, if `turned` is given: too little for a
-// launch of its own. With N = 0 nothing else is done.
-// Launch: grid (C / BC, O / BO, chunks), at most a thread for each part. Bytes: x and dy are read once for each BO or BC channels
-// of the other. FLOPs: 18 C O a pixel of dy. Limit: arithmetic.
+// value of dy serves 9 * TC multiply-adds; TP pixels of a row are done together, which share pixels of x. Then bias.cu's
+// column_sums adds up the chunks: as many as the shapes say, whatever number of blocks runs at once. The first chunk's blocks
+// also turn their filters, which the gradient of x wants, if `turned` is given; with N = 0 they do nothing else.
+// Launch: grid (C / BC, O / BO, chunks), at most a thread for each part. Bytes: x is read once for each BO channels of dy, dy
+// once for each BC of x. FLOPs: 18 C O a pixel of dy. Limit: arithmetic.
 template <int ROWS, int COLUMNS, int TP, int BC, int BO, int TC, int TO, int S>
 __global__ void conv3x3_weight(const scalar_t* __restrict__ x, const scalar_t* __restrict__ dy,
                                scalar_t* __restrict__ parts, const scalar_t* __restrict__ w, scalar_t* __restrict__ turned,

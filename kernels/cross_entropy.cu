@@ -59,16 +59,15 @@ extern "C" __global__ void count_correct(const scalar_t* __restrict__ logits, co
     if (best == labels[n]) atomicAdd(correct, 1);
 }
 
-// Adds a batch to the sums of an epoch: totals = (sum of the images' losses, images that are right). In double, so that it
-// adds up as Python would; and on the device, so that no step waits for the host to read them. Launch: one thread.
+// Adds a batch to an epoch's totals = (sum of the images' losses, images that are right). In double, so that it adds up as
+// Python would; on the device, so that no step waits for the host to read them. Launch: one thread.
 extern "C" __global__ void add_to_totals(const scalar_t* __restrict__ loss, const int* __restrict__ correct,
                                          double* __restrict__ totals, int images) {
     totals[0] += double(*loss) * images;
     totals[1] += *correct;
 }
 
-// bad = index, value and C of the first label outside 0 .. C-1; left alone if there is none, or an earlier launch found
-// one. Launch: one thread.
+// bad = index, value and C of the first label outside 0 .. C-1; left alone where one is known already. Launch: one thread.
 extern "C" __global__ void find_bad_label(const int* __restrict__ labels, int* __restrict__ bad, int N, int C) {
     for (int n = 0; n < N && bad[0] < 0; ++n) {
         if (labels[n] >= 0 && labels[n] < C) continue;

@@ -7,8 +7,8 @@
 // KH * KW runs of C neighbours. With the filters as a (KH * KW * C) x O matrix w:
 //
 //   y = columns w          d_columns = dy w^T, dx = col2im(d_columns)          dw = columns^T dy          (gemm.cu)
-// Launch: a thread has RUN neighbouring channels of an output pixel and a tap (im2col) or of a pixel of x, which it gathers
-// in a fixed order (col2im); runs in x, pixels in y, the tap in blockIdx.z.
+// Launch: a thread has RUN neighbouring channels of an output pixel (im2col), or of a pixel of x, which it gathers in a fixed
+// order (col2im); runs in x, pixels in y.
 // Bytes: KH * KW elements written (im2col) or read (col2im) for each one of x. Limit: memory.
 // Source: K. Chellapilla et al., "High Performance Convolutional Neural Networks for Document Processing", 2006.
 #include "common.cuh"
@@ -17,12 +17,16 @@ template <int RUN>
 __global__ void im2col(const scalar_t* __restrict__ x, scalar_t* __restrict__ columns, int pixels, int C, int H, int W,
                        int KH, int KW, int OH, int OW, int stride_h, int stride_w, int pad_h, int pad_w) {
     const int p = blockIdx.x * blockDim.y + threadIdx.y, n = p / OW / OH;  // (n, oy, ox)
-    const int c = (blockIdx.y * blockDim.x + threadIdx.x) * RUN, tap = blockIdx.z;
+    const int c = (blockIdx.y * blockDim.x + threadIdx.x) * RUN;
     if (p >= pixels || c >= C) return;
-    const int iy = p / OW % OH * stride_h - pad_h + tap / KW, ix = p % OW * stride_w - pad_w + tap % KW;
-    const bool inside = iy >= 0 && iy < H && ix >= 0 && ix < W;
-    const scalar_t* from = x + (((long long)n * H + iy) * W + ix) * C + c;
-    store(columns + ((long long)p * KH * KW + tap) * C + c, inside ? load<RUN>(from) : Run<RUN>{});
+    const int y0 = p / OW % OH * stride_h - pad_h, x0 = p % OW * stride_w - pad_w;
+    for (int ky = 0; ky < KH; ++ky)
+        for (int kx = 0; kx < KW; ++kx) {
+            const int iy = y0 + ky, ix = x0 + kx;
+            const scalar_t* from = x + (((long long)n * H + iy) * W + ix) * C + c;
+            const Run<RUN> run = iy >= 0 && iy < H && ix >= 0 && ix < W ? load<RUN>(from) : Run<RUN>{};
+            store(columns + (((long long)p * KH + ky) * KW + kx) * C + c, run);
+        }
 }
 
 template <int RUN>

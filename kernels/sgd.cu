@@ -14,11 +14,10 @@ template <int RUN>
 __global__ void sgd_step(Pointers<scalar_t> weights, Pointers<const scalar_t> gradients, Pointers<scalar_t> velocities,
                          Sizes sizes, const scalar_t* __restrict__ rate, scalar_t momentum, scalar_t weight_decay,
                          int nesterov) {
-    const int parameter = blockIdx.x;
-    scalar_t* __restrict__ w = weights.at[parameter];
-    const scalar_t* __restrict__ gradient = gradients.at[parameter];
-    scalar_t* __restrict__ v = velocities.at[parameter];
-    const long long n = sizes.at[parameter], step = (long long)gridDim.y * blockDim.x * RUN;
+    scalar_t* __restrict__ w = weights.at[blockIdx.x];
+    const scalar_t* __restrict__ gradient = gradients.at[blockIdx.x];
+    scalar_t* __restrict__ v = velocities.at[blockIdx.x];
+    const long long n = sizes.at[blockIdx.x], step = (long long)gridDim.y * blockDim.x * RUN;
     const scalar_t r = *rate;
     for (long long first = ((long long)blockIdx.y * blockDim.x + threadIdx.x) * RUN; first < n; first += step)
         for (long long i = first; i < min(first + RUN, n); ++i) {

@@ -37,21 +37,27 @@ def _launch_elements(kernel: str, n: int, *args: Any) -> None:
     device.launch(kernel, (-(-n // _THREADS),), (_THREADS,), *args)
 
 
-def _launch_pixels(kernel: str, m: int, c: int, like: Any, *args: Any, whole: int = 0, taps: int = 1) -> None:
-    """One thread for each run of c channels, x, of m pixels, y, and tap, z. Runs divide `whole`, or else all channels."""
+def _launch_pixels(kernel: str, m: int, c: int, like: Any, *args: Any, whole: int = 0) -> None:
+    """One thread for each run of c channels, x, of m pixels, y. Runs divide `whole`, or else all channels."""
     run = tiles.run(whole or c, like.dtype)
     x = min(c // run, _THREADS)
-    y = _THREADS // x
-    device.launch(f"{kernel}<{run}>", (-(-m // y), -(-c // run // x), taps), (x, y), like, *args)
+    grid = -(-m // (_THREADS // x)), -(-c // run // x)
+    device.launch(f"{kernel}<{run}>", grid, (x, _THREADS // x), like, *args)
 
 
-def _gemm(a: Any, b: Any, c: Any, m: int, n: int, k: int, a_turned: bool = False, b_turned: bool = False) -> None:
-    """c = op(a) op(b), m x k times k x n; what is turned is stored transposed. See kernels/gemm.cu."""
-    name, grid, block, depth = tiles.gemm(m, n, k, a_turned, b_turned)
+def _gemm(a: Any, b: Any, c: Any, m: int, n: int, k: int, transposed: bool = False) -> None:
+    """c = op(a) b, m x k times k x n; a may be stored transposed, k x m. See kernels/gemm.cu."""
+    name, grid, block, depth = tiles.gemm(m, n, k, transposed)
     to = c if grid[2] == 1 else _empty((grid[2], m, n), c)
     device.launch(name, grid, block, a, b, to, m, n, k, depth)
     if to is not c:
         _column_sums(to, len(to), c)
+
+
+def _transposed(matrix: Any, rows: int, columns: int) -> Any:
+    result = _empty((columns, rows), matrix)
+    _launch_elements("transpose", rows * columns, matrix, result, rows, columns)
+    return result
 
 
 def _column_sums(x: Any, m: int, total: Any) -> Any:
@@ -64,14 +70,14 @@ def _column_sums(x: Any, m: int, total: Any) -> Any:
 
 def _add_bias(y: Any, bias: Tensor | None) -> None:
     if bias is not None:
-        m, c = math.prod(y.shape[:-1]), y.shape[-1]
-        _launch_pixels("bias_forward", m, c, y, bias.data, m, c)
+        sizes = math.prod(y.shape[:-1]), y.shape[-1]
+        _launch_pixels("bias_forward", *sizes, y, bias.data, *sizes)
 
 
 def _bias_gradient(dy: Any, bias: Tensor | None) -> Any:
-    if bias is None or not bias.requires_grad:
-        return None
-    return _column_sums(dy, math.prod(dy.shape[:-1]), _empty(bias.shape, dy))
+    if bias is not None and bias.requires_grad:
+        return _column_sums(dy, math.prod(dy.shape[:-1]), _empty(bias.shape, dy))
+    return None
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -87,7 +93,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     check_shape("linear", "weight", weight, (n_out, n_in), f"for x of shape {x.shape}")
     check_shape("linear", "bias", bias, (n_out,), f"for weight of shape {weight.shape}")
     y = _empty((n, n_out), x.data)
-    _gemm(x.data, weight.data, y, n, n_out, n_in, b_turned=True)
+    _gemm(x.data, _transposed(weight.data, n_out, n_in), y, n, n_out, n_in)
     _add_bias(y, bias)
 
     def backward(dy):
@@ -97,7 +103,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
             _gemm(dy, weight.data, dx, n, n_in, n_out)
         if weight.requires_grad:
             d_weight = _empty(weight.shape, dy)
-            _gemm(dy, x.data, d_weight, n_out, n_in, n, a_turned=True)
+            _gemm(dy, x.data, d_weight, n_out, n_in, n, transposed=True)
         return (dx, d_weight, _bias_gradient(dy, bias))[: len(inputs)]
 
     inputs = (x, weight) if bias is None else (x, weight, bias)
@@ -168,7 +174,7 @@ def _unfold(x: Any, geometry: tuple) -> Any:
     if geometry[2:] == (1, 1, *x.shape[1:3], 1, 1, 0, 0):
         return x.reshape(pixels, c)
     columns = _empty((pixels, kh * kw * c), x)
-    _launch_pixels("im2col", pixels, c, x, columns, pixels, c, *geometry, taps=kh * kw)
+    _launch_pixels("im2col", pixels, c, x, columns, pixels, c, *geometry)
     return columns
 
 
@@ -181,7 +187,7 @@ def _im2col_input_gradient(dy: Any, weight: Any, shape: tuple, geometry: tuple, 
     (n, h, w, c), o = shape, weight.shape[-1]
     m, k = math.prod(dy.shape[:-1]), math.prod(weight.shape[:-1])
     d_columns, dx = _empty((m, k), dy), _empty(shape, dy)
-    _gemm(dy, weight, d_columns, m, k, o, b_turned=True)
+    _gemm(dy, _transposed(weight, k, o), d_columns, m, k, o)
     _launch_pixels("col2im", n * h * w, c, d_columns, dx, n * h * w, c, *geometry)
     return dx if known is None else add_arrays(dx, known)
 
@@ -189,8 +195,7 @@ def _im2col_input_gradient(dy: Any, weight: Any, shape: tuple, geometry: tuple, 
 def _im2col_weight_gradient(x: Any, dy: Any, weight: Any, geometry: tuple) -> Any:
     # The columns are unfolded again: keeping those of every layer would take nine times the activations.
     columns, d_weight = _unfold(x, geometry), _empty(weight.shape, dy)
-    m, k = columns.shape
-    _gemm(columns, dy, d_weight, k, dy.shape[-1], m, a_turned=True)
+    _gemm(columns, dy, d_weight, columns.shape[1], dy.shape[-1], len(columns), transposed=True)
     return d_weight
 
 
@@ -263,11 +268,11 @@ class _BatchNorm:
         self.statistics = _empty((c,), x.data), _empty((c,), x.data)  # mean and invstd
 
     def _launch(self, kernel: str, options: tuple[bool, ...], arrays: tuple, *scalars: Any) -> None:
-        name, grid, block, columns, rows = tiles.columns(*self.sizes, kernel, *options)
-        device.launch(name, grid, block, *arrays, *self.sizes, columns, rows, *scalars)
+        name, grid, block, *strip = tiles.columns(*self.sizes, kernel, *options)
+        device.launch(name, grid, block, *arrays, *self.sizes, *strip, *scalars)
 
     def _parts(self) -> tuple[Any, Any]:
-        _, (_, chunks), *_ = tiles.columns(*self.sizes, "")
+        chunks = tiles.columns(*self.sizes, "")[1][1]
         return tuple(_empty((chunks, self.sizes[1]), self.x.data) for _ in range(2))
 
     def forward(self, fused: tuple[bool, bool], residual: Any = None) -> Any:

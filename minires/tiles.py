@@ -1,9 +1,8 @@
 """Which sizes a kernel's template gets for which shape: a table of numbers for each device, and why they are as they are.
 
-A GPU wants many threads with small parts, at least 8 warps for each multiprocessor; its widest load is 16 bytes, and a word
-from shared memory or the first cache must feed four multiply-adds: a thread's 8 x 4 sums take 40 words of pixels and 48 of
-weights for 384 of them. A CPU wants parts that fill its vector registers, 16 sums of 64 bytes, and few threads, since each
-waits at every barrier. The kernels' headers explain the sizes.
+A GPU wants many threads with small parts, at least 8 warps a multiprocessor; its widest load is 16 bytes, and a word that is
+loaded must feed four multiply-adds: a thread's 8 x 4 sums take 40 words of pixels and 48 of weights for 384 of them. A CPU
+wants parts that fill its vector registers, 16 sums of 64 bytes, and few threads, since each waits at every barrier.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ NUMBERS: dict[str, tuple[Any, Any]] = {  # of the cuda device, of the cpu device
     "pair_pixels": (8, 4),  # of a row that it does together
     "pair_sums": (16, 128),  # bytes of sums of a tap
     # Rows, columns and depth of a block's tile of a product; rows and columns of a thread.
-    "gemm": (((64, 64, 16, 8, 8),), ((64, 64, 32, 8, 32), (64, 32, 32, 8, 32), (64, 16, 32, 16, 16))),
+    "gemm": (((64, 64, 16, 8, 8),), (*((64, n, 32, 8, 32) for n in (128, 96, 64, 32)), (64, 16, 32, 16, 16))),
     "columns": (8, 64),  # that a block adds up: 8 floats are a sector
     "column_run": (1, 64),  # neighbours of them that a thread has
     "sgd": ((1, 256), (4096, 1)),  # neighbours a thread takes at a time; threads of a block, each with 2 KB of pointers
@@ -73,8 +72,7 @@ def _pixels(tiling: str, height: int, width: int, stride: int, halo_bytes: int, 
     halo = {t: (((t[0] - 1) * stride + 3) * ((t[1] - 1) * stride + 3)) for t in TABLES[tiling].pixels}
     count = {t: -(-height // t[0]) * -(-width // t[1]) for t in halo}
     fitting = [t for t in halo if halo[t] * halo_bytes + t[0] * t[1] * more <= SHARED]
-    best = min(fitting, key=lambda t: count[t] * t[0] * t[1])
-    return *best, count[best]
+    return min(((*t, count[t]) for t in fitting), key=lambda t: t[0] * t[1] * t[2])
 
 
 def conv(n: int, c: int, o: int, places: tuple[int, int], stride: int, dtype: np.dtype, *options: bool) -> Launch:
@@ -108,14 +106,13 @@ def weight(n: int, c: int, o: int, places: tuple[int, int], stride: int, dtype: 
     return name, (c // bc, o // bo, -(-n * tiles // chunk)), (min(bc // tc * bo // to, now.threads),), chunk
 
 
-def gemm(m: int, n: int, k: int, *transposed: bool) -> Launch:
+def gemm(m: int, n: int, k: int, transposed: bool) -> Launch:
     """The product of m x k and k x n; besides, the depth of a chunk of k. grid[2] is their number, 1 where tiles are many."""
     bm, bn, bk, tm, tn = min(table().gemm, key=lambda t: -(-m // t[0]) * -(-n // t[1]) * t[0] * t[1])
-    tiles = -(-n // bn), -(-m // bm)
-    chunks = min(max(table().blocks // (tiles[0] * tiles[1]), 1), -(-k // (16 * bk)))
+    x, y, threads = -(-n // bn), -(-m // bm), min(bm // tm * bn // tn, table().threads)
+    chunks = min(max(table().blocks // (x * y), 1), -(-k // (16 * bk)))
     depth = -(-k // (chunks * bk)) * bk
-    name = _named("gemm_blocked", bm, bn, bk, tm, tn, *transposed)
-    return name, (*tiles, -(-k // depth)), (bm // tm * bn // tn,), depth
+    return _named("gemm_blocked", bm, bn, bk, tm, tn, threads, transposed), (x, y, -(-k // depth)), (threads,), depth
 
 
 def columns(m: int, c: int, kernel: str, *options: bool) -> Launch:
@@ -123,8 +120,8 @@ def columns(m: int, c: int, kernel: str, *options: bool) -> Launch:
     now = table()
     strips = -(-c // now.columns)
     rows = max(-(-m // max(now.blocks // strips, 1)), 16)
-    name = _named(kernel, _run_of(c, now.column_run), *options)
-    return name, (strips, -(-m // rows)), (now.threads,), now.columns, rows
+    name, grid = _named(kernel, _run_of(c, now.column_run), *options), (strips, -(-m // rows))
+    return name, grid, (now.threads,), now.columns, rows
 
 
 def sgd(parameters: int, largest: int) -> Launch:

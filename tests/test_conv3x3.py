@@ -149,12 +149,12 @@ def test_which_kernels_run():
     assert bases(launched_kernels(x, weight, 2, 1)) == strided
     assert "col2im" in bases(launched_kernels(x, weight, 2, 0))
     readable = bases(launched_kernels(x, weight, 1, 1, "im2col"))
-    assert readable == {"im2col", "col2im", "gemm_blocked", "column_sums"}
+    assert readable == {"im2col", "col2im", "gemm_blocked", "transpose", "column_sums"}
     assert "im2col" in bases(launched_kernels(x, weight, 3, 1))
     wide = np.ones((3, 3, 16, 68), np.float32)
-    assert bases(launched_kernels(x, wide, 1, 1)) == {"im2col", "col2im", "gemm_blocked", "column_sums"}
+    assert bases(launched_kernels(x, wide, 1, 1)) == {"im2col", "col2im", "gemm_blocked", "transpose", "column_sums"}
     pointwise = bases(launched_kernels(x, np.ones((1, 1, 16, 16), np.float32)))
-    assert pointwise == {"col2im", "gemm_blocked", "column_sums"}  # x is its own columns
+    assert pointwise == {"col2im", "gemm_blocked", "transpose", "column_sums"}  # x is its own columns
 
 
 def test_the_tiles_of_the_other_device(case, dtype, rng, monkeypatch):

@@ -28,8 +28,8 @@ def test_im2col_and_col2im(rng, dtype, geometry, c, tiling, monkeypatch):
     oh, ow = expected.shape[1:3]
     now = device.current()
     numbers = c, h, w, *kernel, oh, ow, *stride, *padding
-    columns, folded, taps = now.empty((n, oh, ow, *kernel, c), dtype), now.empty(x.shape, dtype), kernel[0] * kernel[1]
-    _launch_pixels("im2col", n * oh * ow, c, now.to_device(x), columns, n * oh * ow, *numbers, taps=taps)
+    columns, folded = now.empty((n, oh, ow, *kernel, c), dtype), now.empty(x.shape, dtype)
+    _launch_pixels("im2col", n * oh * ow, c, now.to_device(x), columns, n * oh * ow, *numbers)
     np.testing.assert_array_equal(now.to_host(columns), expected.transpose(0, 1, 2, 4, 5, 3))
 
     d_columns = rng.standard_normal(columns.shape).astype(dtype)

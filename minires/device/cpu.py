@@ -515,7 +515,9 @@ class CpuDevice:
         threads = 1 if re.search(r"\bprintf\s*\(", blank(code)) else self.threads  # lines then come in order
 
         def run_of(name: str) -> Callable:
-            return lambda grid, block, args, _: self._do(library.launch(name, grid, block, pack_arguments(args), threads))
+            return lambda grid, block, args, _: self._do(
+                library.launch(name, grid, block, pack_arguments(args), threads)
+            )
 
         return {name: (signature, run_of(name)) for name, (signature, _) in library.kernels.items()}
 
