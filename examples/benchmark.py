@@ -166,8 +166,8 @@ def kernels_of_the_tour(batch: int) -> tuple[list[Callable[[], None]], dict[str,
         pooled.format("backward"): batch * 64 * 64,
     }
     flops |= {"augment": 3 * batch * 3 * 32 * 32, "cross_entropy_forward": 6 * 10 * batch}
-    products = [mr.tiles.gemm(m, o, k, False, False)[0], mr.tiles.gemm(m, k, o, False, True)[0]]
-    products += [mr.tiles.gemm(k, o, m, True, False)[0]]
+    products = [mr.tiles.gemm(m, o, k, False)[0], mr.tiles.gemm(m, k, o, False)[0]]
+    products += [mr.tiles.gemm(k, o, m, True)[0]]
     shape = batch, 16, 16, (32, 32), 1, np.dtype(np.float32)
     products += [mr.tiles.conv(*shape, False, False)[0], mr.tiles.weight(*shape)[0]]
     return runs, flops | dict.fromkeys(products, convolution)

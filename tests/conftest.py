@@ -57,7 +57,8 @@ SAME_ON_ANY_DEVICE = {
         "properties",
     )
 } | {"test_counters", "test_inspect_kernel", "test_sanitizer", "test_gemm_ladder", "test_conv_ladder"}
-LATE_GPU = Path(__file__).parent / "late_gpu"
+ROOT = Path(__file__).parent.parent
+LATE_GPU_PATH = ROOT / "tests" / "late_gpu", ROOT, ROOT / "examples"
 
 
 def _usable(name: str) -> bool:
@@ -80,7 +81,7 @@ def late_gpu_libraries() -> str:
 
 def late_gpu_environment(seed: int) -> dict[str, str]:
     """What a process needs to find the late GPU."""
-    path = os.pathsep.join(filter(None, [str(LATE_GPU), str(LATE_GPU.parent.parent), os.environ.get("PYTHONPATH")]))
+    path = os.pathsep.join(filter(None, [*map(str, LATE_GPU_PATH), os.environ.get("PYTHONPATH")]))
     libraries = os.pathsep.join(filter(None, [late_gpu_libraries(), os.environ.get("LD_LIBRARY_PATH")]))
     return {"PYTHONPATH": path, "LD_LIBRARY_PATH": libraries, "LATE_GPU_SEED": str(seed), "MINIRES_DEVICE": "cuda"}
 
@@ -89,7 +90,7 @@ def _install_late_gpu() -> bool:
     """In this process. A library that is loaded is found again by its name."""
     if sys.platform != "linux":
         return False
-    sys.path.insert(0, str(LATE_GPU))
+    sys.path[:0] = map(str, LATE_GPU_PATH)
     ctypes.CDLL(f"{late_gpu_libraries()}/libcuda.so.1")
     return _usable("cuda")
 
@@ -115,6 +116,14 @@ def pytest_configure(config):
         import cupy
 
         cupy.cuda.set_allocator(None)
+
+
+def pytest_report_header(config):
+    if "late" in DEVICES:
+        from cupy._kernels import description
+
+        return f"the late GPU: {description()}"
+    return None
 
 
 def pytest_generate_tests(metafunc):

@@ -32,6 +32,12 @@ def cupy():
     return cupy
 
 
+def nvrtc():
+    from cupy._kernels import nvrtc
+
+    return nvrtc()
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # It is no CuPy of our dreams
 
@@ -66,8 +72,6 @@ OWN |= {"Stream.forbid_while_recording", "Graph.ops", "Event.op", "Event.when", 
 def offered(late: bool) -> dict:
     environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "LD_LIBRARY_PATH")}
     environment |= late_gpu_environment(0) if late else {}
-    if late:
-        environment["PYTHONPATH"] = environment["PYTHONPATH"].split(os.pathsep)[0]
     command = [sys.executable, "-c", OFFERED]
     result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
@@ -100,18 +104,21 @@ def train(device_name: str, seed: int = 0, recorded: bool = False, depth: int = 
 
 
 @functools.cache
-def on_the_cpu(depth: int) -> dict:
-    return train("cpu", depth=depth)
+def reference(device_name: str, depth: int) -> dict:
+    return train(device_name, depth=depth)
 
 
 @pytest.mark.parametrize("recorded", [False, True], ids=["eager", "graph"])
 @pytest.mark.parametrize("seed", SEEDS)
-def test_training_has_the_bits_of_the_cpu(seed, recorded):
+def test_training_has_the_same_bits_whatever_runs_when(seed, recorded):
     depth = 20 if seed == 0 else 8  # the optimiser takes two launches for the parameters of the larger one
-    late, cpu = train("cuda", seed, recorded, depth), on_the_cpu(depth)
-    assert late["losses"] == cpu["losses"]
-    assert late["state"] == cpu["state"]
-    assert late["accuracy"] == cpu["accuracy"]
+    late, first, cpu = train("cuda", seed, recorded, depth), reference("cuda", depth), reference("cpu", depth)
+    for what in ("losses", "state", "accuracy"):
+        assert late[what] == first[what]
+    if nvrtc() is None:
+        assert first["state"] == cpu["state"]
+    # NVRTC fuses other multiplications and additions than the C++ compiler does: roundings, which grow from step to step.
+    np.testing.assert_allclose(first["losses"][:4], cpu["losses"][:4], rtol=2e-5)
 
 
 @pytest.mark.parametrize("recorded", [False, True], ids=["eager", "graph"])

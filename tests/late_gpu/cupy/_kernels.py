@@ -1,17 +1,59 @@
-"""RawModule: kernels compiled by the product's CPU device in the tiling of a GPU, their arguments packed as CuPy does."""
+"""RawModule: kernels as NVRTC compiles them, executed instruction by instruction; their arguments packed as CuPy does.
+
+Where NVRTC is not installed the product's CPU device compiles the same source, in the tiling of a GPU.
+"""
 
 from __future__ import annotations
 
 import ctypes
+import functools
+import importlib.metadata
+import importlib.util
+import json
+import os
 import re
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+import ptx
+from minires.device import cuda
+from minires.device.cache import cached
+from minires.device.cpu import Library, compile_library
 from minires.device.source import DeviceError
 
 from . import _arrays, _errors, _queues
 from .cuda import compiler
+
+
+def _real_cupy() -> Path:
+    return Path(importlib.metadata.distribution("cupy-cuda12x").locate_file("cupy"))
+
+
+@functools.cache
+def nvrtc() -> Any:
+    """The real CuPy's bindings, which do not need the rest of it; None where it or NVRTC is not there."""
+    name = "cupy._environment"  # finds NVRTC's library
+    try:
+        spec = importlib.util.spec_from_file_location(name, _real_cupy() / "_environment.py")
+        sys.modules[name] = sys.modules["cupy"]._environment = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[name])
+        from cupy_backends.cuda.libs import nvrtc
+
+        return nvrtc if nvrtc.getVersion() else None
+    except (ImportError, RuntimeError, OSError):
+        return None
+
+
+def description() -> str:
+    if nvrtc() is None:
+        return "kernels by the C++ compiler: NVRTC is not installed"
+    return f"PTX of NVRTC {'.'.join(map(str, nvrtc().getVersion()))} for compute_{_ARCHITECTURE}, executed"
+
+
+_ARCHITECTURE = os.environ.get("LATE_GPU_ARCHITECTURE", "90")
 
 
 def pack(argument: Any) -> bytes:
@@ -42,41 +84,64 @@ class RawModule:
     ) -> None:
         if not isinstance(options, tuple):
             raise TypeError("compiler options must be a tuple")
-        self._code, self._options, self._names, self._library = code, options, tuple(name_expressions or ()), None
+        self._code, self._options, self._names = code, options, tuple(name_expressions or ())
 
     def get_function(self, name: str) -> _Function:
-        from minires.device import cuda
-        from minires.device.cpu import compile_library
-
-        c_type = next((o.partition("=")[2] for o in self._options if o.startswith("-Dscalar_t=")), "float")
-        code = self._code
-        for built_in in (
-            cuda._FIXED_WIDTH,
-            cuda._LIMITS,
-            cuda._SHORT,
-        ):  # what NVRTC has to be given, and a C++ compiler has
-            code = code.replace(built_in, "")
         try:
-            self._library = self._library or compile_library(
-                code, self._names, np.dtype({"float": "f4", "double": "f8"}[c_type])
-            )
+            return self._functions[name]
         except DeviceError as error:
             raise compiler.CompileException(str(error), self._code, name, self._options) from None
-        return _Function(self._library, name)
+
+    @functools.cached_property
+    def _functions(self) -> dict[str, _Function]:
+        c_type = next((o.partition("=")[2] for o in self._options if o.startswith("-Dscalar_t=")), "float")
+        scalar = np.dtype({"float": "f4", "double": "f8"}[c_type])
+        if nvrtc():
+            text, lowered = compile_to_ptx(self._code, self._options, self._names)
+            program = ptx.translate(text)
+            library = compile_library(program.code, tuple(program.entries), scalar)
+            return {n: _Function(library, lowered[n], program.entries[lowered[n]]) for n in self._names}
+        code = self._code
+        for built_in in (cuda._FIXED_WIDTH, cuda._LIMITS, cuda._SHORT):  # which a C++ compiler has
+            code = code.replace(built_in, "")
+        library = compile_library(code, self._names, scalar)
+        return {n: _Function(library, n, [_bytes(p) for p in library.kernels[n][0].parameters]) for n in self._names}
+
+
+def compile_to_ptx(code: str, options: tuple[str, ...], names: tuple[str, ...]) -> tuple[str, dict[str, str]]:
+    """PTX, and each name expression's name in it, from the cache or by NVRTC. Raises DeviceError."""
+    headers = _real_cupy() / "_core/include/cupy/_cccl/libcudacxx"  # which cuda.py finds where this is not in its place
+    options = (*options, f"-I{headers}", f"-arch=compute_{_ARCHITECTURE}")
+
+    def make(path: Path) -> None:
+        program = nvrtc().createProgram(code, "kernels.cu", (), ())
+        for name in names:
+            nvrtc().addNameExpression(program, name)
+        try:
+            nvrtc().compileProgram(program, options)
+        except nvrtc().NVRTCError:
+            raise DeviceError(nvrtc().getProgramLog(program)) from None
+        lowered = {name: nvrtc().getLoweredName(program, name) for name in names}
+        text = nvrtc().getPTX(program)
+        path.write_text(json.dumps([text.decode() if isinstance(text, bytes) else text, lowered]))
+
+    return json.loads(cached([code, *options, *names, str(nvrtc().getVersion())], make).read_text())
+
+
+def _bytes(parameter: Any) -> int:
+    return {"array": 8, "arrays": 512}.get(parameter.kind) or parameter.dtype.itemsize
 
 
 class _Function:
-    def __init__(self, library: Any, name: str) -> None:
-        self._library, self._name = library, name  # it keeps the library loaded
-        self._signature, _ = library.kernels[name]
+    def __init__(self, library: Library, name: str, sizes: list[int]) -> None:
+        self._library, self._name, self._sizes = library, name, sizes  # it keeps the library loaded
 
     def __call__(self, grid: tuple, block: tuple, args: tuple, *, shared_mem: int = 0) -> None:
         packed = [pack(a) for a in args]
-        wanted = [self._bytes(p) for p in self._signature.parameters]
         # CUDA reads as many bytes as the parameter has: what is missing is whatever lies there.
-        values = [
-            ctypes.create_string_buffer(p.ljust(n, b"\xab"), max(n, 1)) for p, n in zip(packed, wanted, strict=True)
-        ]
+        packed = [p.ljust(n, b"\xab") for p, n in zip(packed, self._sizes, strict=True)]
+        packed.append(np.uint64(shared_mem).tobytes())  # of which PTX's entries are told
+        values = [ctypes.create_string_buffer(p, max(len(p), 1)) for p in packed]
         pointers = (ctypes.c_void_p * len(values))(*map(ctypes.addressof, values))
         geometry = (*grid, 1, 1)[:3], (*block, 1, 1)[:3]
         launch = self._library.launch(self._name, *geometry, (values, pointers), 1)
@@ -88,7 +153,3 @@ class _Function:
                 _errors.pending.append("cudaErrorAssert: " + re.sub(r"\s+", " ", str(error)))
 
         _queues.current[-1].put(run)
-
-    @staticmethod
-    def _bytes(parameter: Any) -> int:
-        return {"array": 8, "arrays": 512}.get(parameter.kind) or parameter.dtype.itemsize
