@@ -20,11 +20,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import occupancy
+from instructions import Loop, executed_loop, machine_loop, nvdisasm
 from run_kernel import add_launch_options, launch_of, read_kernels
 
 import minires as mr
 from minires.device.source import named
-from minires.watch import occupancy
 from minires.watch.counters import Access, Launch
 
 STAGES = {
@@ -201,7 +202,18 @@ def touched_lines(launch: Launch, file: str, length: int) -> tuple[int, int]:
     return max(min(touched) - 12, 1), min(max(touched) + 3, length)
 
 
-def listing(launch: Launch, code: str | None) -> str:
+def busiest_loops(launch: Launch, run: Callable[[], None], gpu: str) -> list[Loop]:
+    """Of the kernel's PTX, executed, and of a GPU's machine code, as far as NVIDIA's programs are installed."""
+    if not occupancy.has_nvrtc():
+        return []
+    architecture = occupancy.GPUS[gpu].architecture
+    loops = [executed_loop(run, launch.kernel, architecture)]
+    if nvdisasm():
+        loops.append(machine_loop(launch.code, launch.kernel, architecture, np.dtype(launch.scalar)))
+    return [loop for loop in loops if loop]
+
+
+def listing(launch: Launch, code: str | None, loops: list[Loop]) -> str:
     lines = [
         f"{named(launch.kernel, launch.code)}, grid {launch.grid}, block {launch.block}: "
         f"{launch.blocks_counted} blocks of {launch.blocks} counted"
@@ -218,7 +230,7 @@ def listing(launch: Launch, code: str | None) -> str:
             f"{name}: {gpu['registers']} registers, {gpu['spill_bytes']} bytes spilled, {gpu['warps_by_resources']} warps a "
             f"multiprocessor by resources, {gpu['warps_at_grid']:.1f} at this grid; at least {gpu['floor_us']:.1f} us"
         )
-    return "\n".join(lines)
+    return "\n".join([*lines, *map(str, loops)])
 
 
 def page(launch: Launch, code: str | None) -> str:
@@ -249,20 +261,20 @@ def page(launch: Launch, code: str | None) -> str:
     )
 
 
-def count_launch(arguments: argparse.Namespace) -> tuple[Launch, str | None]:
-    """Of the launches of the kernel that was asked for the one with the most arithmetic."""
+def count_launch(arguments: argparse.Namespace) -> tuple[Launch, str | None, Callable[[], None]]:
+    """Of the launches of the kernel that was asked for the one with the most arithmetic; and a short run that has it too."""
     code = None
     if arguments.file:
         code = read_kernels(arguments.file)
-        run, _ = launch_of(code, arguments.kernel, arguments)
+        run = short = launch_of(code, arguments.kernel, arguments)[0]
     else:
-        run = stage_step(arguments.layer, arguments.batch)
+        run, short = (stage_step(arguments.layer, batch) for batch in (arguments.batch, min(arguments.batch, 2)))
     with mr.counters(arguments.blocks) as counted:
         run()
     wanted = arguments.kernel
     found = [launch for launch in counted.launches if wanted in (launch.kernel, launch.kernel.split("<")[0])]
     if found:
-        return max(found, key=flops), code
+        return max(found, key=flops), code, short
     names = ", ".join(dict.fromkeys(launch.kernel for launch in counted.launches))
     raise ValueError(f"layer {arguments.layer} does not launch {wanted!r}; it launches {names}")
 
@@ -275,6 +287,7 @@ def main() -> None:
     )
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--blocks", type=int, default=4, help="how many blocks of a launch are counted")
+    parser.add_argument("--gpu", choices=occupancy.GPUS, default="H100", help="whose instructions are shown")
     parser.add_argument("--step", action="store_true", help="every launch of a training step")
     parser.add_argument("--json", help="write the step's launches to this file")
     parser.add_argument("--html", help="write the page to this file")
@@ -292,12 +305,12 @@ def main() -> None:
         if arguments.json:
             Path(arguments.json).write_text(json.dumps(report, indent=1))
         return
-    launch, code = count_launch(arguments)
+    launch, code, short = count_launch(arguments)
     if arguments.html:
         Path(arguments.html).write_text(page(launch, code))
         print(f"written: {arguments.html}")
     else:
-        print(listing(launch, code))
+        print(listing(launch, code, busiest_loops(launch, short, arguments.gpu)))
 
 
 if __name__ == "__main__":

@@ -6,9 +6,9 @@ import statistics
 from collections.abc import Callable
 
 import numpy as np
+import occupancy
 
 import minires as mr
-from minires.watch import occupancy
 
 
 def counts(run: Callable[[], None], multiply_adds: int) -> str:

@@ -2,7 +2,7 @@
 // or a bool; T is an instruction's type. Semantics: NVIDIA, "Parallel Thread Execution ISA", 9.7, by the instruction's name.
 // `approx` ones are exact to a rounding, which is within the error that is documented for each.
 #if !defined(__clang__)
-#pragma GCC optimize("fp-contract=off")  // a multiplication and an addition are fused where PTX says fma and nowhere else
+#pragma GCC optimize("O1", "fp-contract=off")  // a multiplication and an addition are fused where PTX says fma and nowhere else
 #else
 #pragma clang fp contract(off)
 #endif
@@ -24,17 +24,18 @@ template <class T> static inline T peek(const void* from) {
     memcpy(&value, from, sizeof value);
     return value;
 }
-template <class T, class B> static inline T as(B bits) {  // what a register holds, taken as a T
-    if constexpr (is_float<T>) {
+template <class T, class B> static inline T as(B bits) {  // the bits of a register, taken as a T
+    if constexpr (is_float<B>) return T(peek<typename Integer<sizeof(B), false>::type>(&bits));
+    else if constexpr (is_float<T>) {
         const typename Integer<sizeof(T), false>::type whole = bits;
         return peek<T>(&whole);
     } else return T(bits);
 }
-template <class D, class T> static inline void set(D& d, T value) {
-    if constexpr (is_float<T>) d = peek<typename Integer<sizeof(T), false>::type>(&value);
-    else if constexpr (std::is_signed_v<T> && !std::is_same_v<D, bool>) d = D(std::make_signed_t<D>(value));
-    else d = D(value);
-}
+template <class D, class T> static inline void set(D& d, T value) { d = as<D>(value); }
+#define PTX_IN_MEMORY(type) typedef type type##_ __attribute__((may_alias));
+PTX_IN_MEMORY(float) PTX_IN_MEMORY(double) PTX_IN_MEMORY(bool)
+PTX_IN_MEMORY(int8_t) PTX_IN_MEMORY(int16_t) PTX_IN_MEMORY(int32_t) PTX_IN_MEMORY(int64_t)
+PTX_IN_MEMORY(uint8_t) PTX_IN_MEMORY(uint16_t) PTX_IN_MEMORY(uint32_t) PTX_IN_MEMORY(uint64_t)
 
 // Memory. Shared memory begins at address 0; a generic address is the host's.
 static __thread unsigned char shared[98304] __attribute__((aligned(1024)));
@@ -77,11 +78,9 @@ template <class T, class F> static inline T update(unsigned char* at, F f) {  //
 #define PTX_COUNT(name, ...) template <class T> static inline uint32_t name(T a) { return __VA_ARGS__; }
 PTX_1(neg, -a) PTX_1(not_, std::is_same_v<T, bool> ? !a : ~a) PTX_1(cnot, a == 0)
 PTX_1(abs, a < 0 || (is_float<T> && std::signbit(a)) ? -a : a)
-PTX_2(add, a + b) PTX_2(sub, a - b) PTX_2(mul, a * b) PTX_2(mul_lo, a * b)
-PTX_2(and_, a & b) PTX_2(or_, a | b) PTX_2(xor_, a ^ b)
+PTX_2(add, a + b) PTX_2(sub, a - b) PTX_2(mul, a * b)  // as PLAIN of ptx.py, rounded in other ways
 PTX_2(mul_hi, Wide<T>(a) * b >> 8 * sizeof(T)) PTX_3(mad_hi, T(Wide<T>(a) * b >> 8 * sizeof(T)) + c)
-PTX_3(mad_lo, a * b + c) PTX_3(fma, std::fma(a, b, c))
-template <class T> static inline Wide<T> mul_wide(T a, T b) { return Wide<T>(a) * b; }
+PTX_3(fma, std::fma(a, b, c))
 template <class T> static inline Wide<T> mad_wide(T a, T b, Wide<T> c) { return Unsigned<Wide<T>>(Wide<T>(a) * b) + c; }
 PTX_2(mul24_lo, (a << 8 >> 8) * (b << 8 >> 8)) PTX_3(sad, c + (a > b ? Unsigned<T>(a) - b : Unsigned<T>(b) - a))
 template <class T> static inline T div(T a, T b) {

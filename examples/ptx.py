@@ -6,7 +6,9 @@ runs the threads. What is not known is a PtxError. Source: NVIDIA, "Parallel Thr
 
 from __future__ import annotations
 
+import math
 import re
+import struct
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,21 +16,33 @@ HEADER = (Path(__file__).parent / "ptx.h").read_text()
 KNOWN = {a or b for a, b in re.findall(r"\bPTX_[A-Z0-9]+\((\w+),|static inline [\w<>]+ (\w+)\(", HEADER)}
 C_TYPES = {f"{k}{n}": f"{'' if k == 's' else 'u'}int{n}_t" for k in "sub" for n in (8, 16, 32, 64)}
 C_TYPES |= {"f32": "float", "f64": "double", "pred": "bool"}
+FLOATS = {"float": "f", "double": ""}  # and how a number of the type ends
 SPECIAL = {"%laneid": "ptx::lane()", "%lanemask_eq": "(1u << ptx::lane())", "%lanemask_lt": "((1u << ptx::lane()) - 1)"}
 SPECIAL |= {"%lanemask_le": "((2u << ptx::lane()) - 1)", "%lanemask_gt": "~((2u << ptx::lane()) - 1)"}
 SPECIAL |= {"%lanemask_ge": "~((1u << ptx::lane()) - 1)", "%dynamic_smem_size": "ptx::dynamic_bytes"}
 SPECIAL |= dict.fromkeys(("%clock", "%clock64", "%globaltimer"), "clock64()")
 for _ptx, _cuda in {"tid": "threadIdx", "ntid": "blockDim", "ctaid": "blockIdx", "nctaid": "gridDim"}.items():
     SPECIAL |= {f"%{_ptx}.{axis}": f"{_cuda}.{axis}" for axis in "xyz"}
-COMPARE = {"eq": "a == b", "ne": "a < b || a > b", "lt": "a < b", "le": "a <= b", "gt": "a > b", "ge": "a >= b"}
-COMPARE |= {"lo": "a < b", "ls": "a <= b", "hi": "a > b", "hs": "a >= b"}  # without a sign; with a u, or a NaN:
-COMPARE |= {"equ": "!(a < b || a > b)", "neu": "a != b", "ltu": "!(a >= b)", "leu": "!(a > b)", "gtu": "!(a <= b)"}
-COMPARE |= {"geu": "!(a < b)", "num": "a == a && b == b", "nan": "a != a || b != b"}
+COMPARE = {"eq": "{0} == {1}", "lt": "{0} < {1}", "le": "{0} <= {1}", "gt": "{0} > {1}", "ge": "{0} >= {1}"}
+COMPARE |= {"lo": COMPARE["lt"], "ls": COMPARE["le"], "hi": COMPARE["gt"], "hs": COMPARE["ge"]}  # without a sign
+COMPARE |= {"ne": "({0} < {1} || {0} > {1})", "equ": "!({0} < {1} || {0} > {1})", "neu": "{0} != {1}"}  # u: or a NaN
+COMPARE |= {"ltu": "!({0} >= {1})", "leu": "!({0} > {1})", "gtu": "!({0} <= {1})", "geu": "!({0} < {1})"}
+COMPARE |= {"num": "({0} == {0} && {1} == {1})", "nan": "({0} != {0} || {1} != {1})"}
+PLAIN = {"add": "{0} + {1}", "sub": "{0} - {1}", "mul": "{0} * {1}", "mul_lo": "{0} * {1}", "mad_lo": "{0} * {1} + {2}"}
+PLAIN |= {"and": "{0} & {1}", "or": "{0} | {1}", "xor": "{0} ^ {1}", "fma": "__builtin_fma{f}({0}, {1}, {2})"}
+PLAIN |= {"mul_wide": "({W}){0} * {1}"}
 COMBINE = {"and": "a & b", "or": "a | b", "xor": "a ^ b"}
 REDUCE = COMBINE | {"add": "a + b", "min": "a < b ? a : b", "max": "a > b ? a : b"}
-ATOMIC = REDUCE | {"exch": "b", "inc": "a >= b ? 0 : a + 1", "dec": "a == 0 || a > b ? b : a - 1", "cas": "a == b ? c : a"}
+ATOMIC = REDUCE | {
+    "exch": "b",
+    "inc": "a >= b ? 0 : a + 1",
+    "dec": "a == 0 || a > b ? b : a - 1",
+    "cas": "a == b ? c : a",
+}
 LANES = {"up": "l - n, int(l - n) >= int(most)", "down": "l + n, l + n <= most", "bfly": "l ^ n, (l ^ n) <= most"}
-LANES |= {"idx": "least | (n & ~segment), (least | (n & ~segment)) <= most"}  # the lane that is read, and whether it may be
+LANES |= {
+    "idx": "least | (n & ~segment), (least | (n & ~segment)) <= most"
+}  # the lane that is read, and whether it may be
 VOTES = {"ballot": "yes", "any": "yes != 0", "all": "yes == mask", "uni": "yes == mask || yes == 0"}
 MATCHES = {"any": "same", "all": "(second = same == mask) ? mask : 0"}
 ROUND = {"rn": "FE_TONEAREST", "rz": "FE_TOWARDZERO", "rm": "FE_DOWNWARD", "rp": "FE_UPWARD"}
@@ -37,7 +51,7 @@ WHOLE = {"rni": "std::rint", "rzi": "std::trunc", "rmi": "std::floor", "rpi": "s
 # made of them, where that is no function of T alone. {here} is where the scheduler says that a thread waits.
 FORMS = {
     **dict.fromkeys(("shl", "shr"), ("Tu", "")),
-    **{"bfe": ("Tuu", ""), "bfi": ("TTuu", ""), "mad_wide": ("TTW", "")},
+    "bfe": ("Tuu", ""), "bfi": ("TTuu", ""), "mad_wide": ("TTW", ""),
     "shf_l": ("uuu", "ptx::shf_l({0}, {1}, ptx::{what}({2}))"),
     "shf_r": ("uuu", "ptx::shf_r({0}, {1}, ptx::{what}({2}))"),
     "selp": ("TTp", "{2} ? {0} : {1}"),
@@ -54,10 +68,19 @@ FORMS = {
 TABLES = {"LANES": LANES, "VOTES": VOTES, "MATCHES": MATCHES, "REDUCE": REDUCE, "ATOMIC": ATOMIC}
 WRAPPING = ("add", "sub", "mul_lo", "mad_lo", "mad_hi", "neg", "shl", "bfi")  # integers' signs do not matter
 MODIFIERS = {*C_TYPES, *COMPARE, *ATOMIC, *LANES, *VOTES, *ROUND, *WHOLE}
-MODIFIERS |= set("param shared global const local nc v2 v4 volatile weak relaxed acquire release acq_rel gpu sys cta".split())
-MODIFIERS |= set("ca cg cs lu cv wb wt to uni sync aligned ftz sat approx full lo hi wide l r wrap clamp cc red".split())
-MODIFIERS |= {"popc", "warp", "shiftamt"}
-HOST = {"vprintf": "ptx::print", "__assertfail": "ptx::assertion", "malloc": "ptx::allocate", "free": "ptx::release"}  # what the host does
+MODIFIERS |= {
+    *re.findall(
+        r"\w+",
+        "param shared global const local nc v2 v4 volatile weak relaxed acquire release acq_rel gpu sys cta ca cg cs lu cv wb"
+        " wt to uni sync aligned warp ftz sat approx full lo hi wide l r wrap clamp cc red popc shiftamt",
+    )
+}
+HOST = {
+    "vprintf": "ptx::print",
+    "__assertfail": "ptx::assertion",
+    "malloc": "ptx::allocate",
+    "free": "ptx::release",
+}  # what the host does
 IGNORED = ("membar", "fence", "prefetch", "prefetchu", "nanosleep", ".pragma", ".loc", ".file", ".callprototype")
 
 
@@ -90,7 +113,9 @@ _TOKEN = re.compile(
     r"\s*(?:\.(?:version|target|address_size)[^\n]*|(?P<brace>[{}])|(?P<label>[\w$]+)\s*:(?!:)"
     r"|(?P<function>(?:\.\w+\s+)*\.(?:entry|func)\b[^{;]*)|(?P<statement>(?:[^;{}]|\{[^{};]*\})+);|;|(?P<end>\s*$)|(?P<bad>.))"
 )
-_FUNCTION = re.compile(r"\.(?P<kind>entry|func)\s*(?:\((?P<result>[^)]*)\))?\s*(?P<name>[\w$]+)\s*(?:\((?P<rest>[^)]*)\))?")
+_FUNCTION = re.compile(
+    r"\.(?P<kind>entry|func)\s*(?:\((?P<result>[^)]*)\))?\s*(?P<name>[\w$]+)\s*(?:\((?P<rest>[^)]*)\))?"
+)
 _VARIABLE = re.compile(
     r"(?P<before>(?:\.(?:visible|extern|weak|common)\s+)*)\.(?P<space>global|const|shared|local|param)\s+"
     r"(?:\.align\s+(?P<align>\d+)\s+)?\.[a-z]*(?P<bits>\d+)\s+(?P<name>[\w$%]+)(?P<dims>(?:\s*\[\d*\])*)\s*"
@@ -130,7 +155,7 @@ class Translator:
 
     def __init__(self, ptx: str, counted: bool = False) -> None:
         self.counted, self.out, self.body, self.labels = counted, [HEADER], [], {}
-        self.registers: set[str] = set()
+        self.registers: dict[str, str] = {}  # and the type of each
         self.shared, self.shared_end, self.dynamic = {}, 0, set()  # where variables begin
         self.program, self.function, self.line, depth, seen = Program("", {}, {}), None, 1, 0, 0
         text = re.sub(r"//[^\n]*|/\*.*?\*/", lambda m: re.sub(r"[^\n]", " ", m[0]), ptx, flags=re.DOTALL)
@@ -209,8 +234,8 @@ class Translator:
             for name in split(rest[1]):
                 many = re.fullmatch(r"([\w$%]+)<(\d+)>", name)
                 names += [f"{many[1]}{i}" for i in range(int(many[2]))] if many else [name]
-            self.registers.update(names)
-            kind = "bool" if rest[0] == ".pred" else f"uint{rest[0][2:]}_t"
+            kind = C_TYPES[rest[0][1:].replace("s", "u")]
+            self.registers |= dict.fromkeys(names, kind)
             self.body.append(f"{kind} {', '.join(map(identifier, names))};")
         elif word == ".branchtargets":
             self.labels[self.blocks[-1].label] = split(text.partition(" ")[2])
@@ -241,10 +266,20 @@ class Translator:
         """An operand, taken as a type of C++."""
         if text.startswith("!"):
             return f"!{self.value(text[1:], kind)}"
-        if text in self.registers:
-            return f"ptx::as<{kind}>({identifier(text)})"
-        bits = literal(text)
-        return f"ptx::as<{kind}>({bits & 2**64 - 1}ull)" if bits is not None else f"{kind}({self.address(text)})"
+        if register := self.registers.get(text):
+            is_bits = (kind in FLOATS) != (register in FLOATS) or (kind in FLOATS and kind != register)
+            name = identifier(text)
+            return name if kind == register else f"ptx::as<{kind}>({name})" if is_bits else f"({kind}){name}"
+        if (bits := literal(text)) is None:
+            return f"({kind}){self.address(text)}"
+        if kind not in FLOATS:
+            return f"({kind}){bits & 2**64 - 1}ull"
+        number = (
+            struct.unpack("<f", struct.pack("<I", bits))
+            if kind == "float"
+            else struct.unpack("<d", struct.pack("<Q", bits))
+        )
+        return f"{number[0].hex()}{FLOATS[kind]}" if math.isfinite(number[0]) else f"ptx::as<{kind}>({bits}ull)"
 
     def address(self, text: str) -> str:
         """A register or a symbol, and a number added to it, as an integer."""
@@ -265,8 +300,13 @@ class Translator:
             return f"(unsigned char*)({inside})"
         return f"ptx::{'in_shared' if 'shared' in self.mods else 'generic'}<{size}>({inside}, {self.line})"
 
-    def to(self, register: str, expression: str) -> str:
-        return f"{expression};" if register == "_" else f"ptx::set({identifier(register)}, {expression});"
+    def to(self, register: str, expression: str, kind: str = "") -> str:
+        """The assignment of an expression of a type: of the instruction's, where none is named."""
+        if register == "_":
+            return f"{expression};"
+        kind, declared, name = kind or self.kind, self.registers[register], identifier(register)
+        same = kind == declared or (kind not in FLOATS and declared not in FLOATS)
+        return f"{name} = {expression};" if same else f"ptx::set({name}, {expression});"
 
     # -----------------------------------------------------------------------------------------------------------------
     # Instructions
@@ -304,14 +344,18 @@ class Translator:
         if "cc" in mods or name in ("addc", "subc", "madc"):
             return self.with_carry(name, d, *operands)
         name += "".join(f"_{m}" for m in ("lo", "hi", "wide", "l", "r", "red", "shiftamt") if m in mods)
-        name = name if name in KNOWN or name in FORMS else f"{name}_"
+        is_plain = name in PLAIN and not {"ftz", "sat", "rz", "rm", "rp"} & mods
+        name = name if name in KNOWN or name in FORMS or is_plain else f"{name}_"
         kind = f"u{kind}" if kind.startswith("int") and name in WRAPPING else kind
         kinds, form = FORMS.get(name, ("T" * len(operands), ""))
         types = {"T": kind, "u": "uint32_t", "p": "bool", "a": "uint64_t"}
         types["W"] = f"{kind.partition('int')[0]}int{16 * self.size}_t"
         values = [
-            self.place(o, self.size) if k == "m" else self.value(o, types[k]) for o, k in zip(operands, kinds, strict=False)
+            self.place(o, self.size) if k == "m" else self.value(o, types[k])
+            for o, k in zip(operands, kinds, strict=False)
         ]
+        if is_plain:
+            return self.to(d, PLAIN[name].format(*values, W=types["W"], f="f" * (kind == "float")))
         if form:
             tables = {key: self.one_of(table, "") for key, table in TABLES.items() if f"{{{key}}}" in form}
             what = next((m for m in ("popc", "and", "or", "clamp", "wrap") if m in mods), "")
@@ -327,12 +371,15 @@ class Translator:
             mode = self.one_of(ROUND, "FE_TONEAREST")
             call = f"ptx::{name}<{kind}>({', '.join(values)})"
             if kind in ("float", "double") and mode != "FE_TONEAREST":
-                call = f"ptx::rounding<{mode}>([](auto... v) {{ return ptx::{name}<{kind}>(v...); }}, {', '.join(values)})"
+                call = (
+                    f"ptx::rounding<{mode}>([](auto... v) {{ return ptx::{name}<{kind}>(v...); }}, {', '.join(values)})"
+                )
             call = f"ptx::ftz({call})" if flush else call
             call = f"ptx::saturated({call})" if saturate else call
             call = f"ptx::upper({call})" if {"approx", "f64"} <= mods else call
         first, _, second = d.partition("|")
-        return f"bool second = false; {self.to(first, call)}" + (self.to(second, "second") if second else "")
+        before = "bool second = false; " * ("second" in call)
+        return before + self.to(first, call) + (self.to(second, "second", "bool") if second else "")
 
     def with_carry(self, name: str, d: str, *operands: str) -> str:
         kind = f"u{self.kind}".replace("uu", "u")
@@ -343,13 +390,15 @@ class Translator:
         sign = "-" if name.startswith("sub") else "+"
         carried = f" {sign} carry" if name.endswith("c") else ""
         keep = " carry = t >> 8 * sizeof(T) & 1;" if "cc" in self.mods else ""
-        return f"using T = {kind}; const {wide} t = {f' {sign} '.join(values)}{carried}; {self.to(d, 'T(t)')}{keep}"
+        return (
+            f"using T = {kind}; const {wide} t = {f' {sign} '.join(values)}{carried}; {self.to(d, 'T(t)', kind)}{keep}"
+        )
 
     def do_mov(self, d: str, a: str) -> str:
         parts = split((d if d.startswith("{") else a).strip("{}"))
         bits = 8 * self.size // len(parts)
         if d.startswith("{"):
-            cut = [self.to(p, f"uint{bits}_t(x >> {bits * i})") for i, p in enumerate(parts)]
+            cut = [self.to(p, f"uint{bits}_t(x >> {bits * i})", f"uint{bits}_t") for i, p in enumerate(parts)]
             return f"const auto x = {self.value(a, self.kind)}; {' '.join(cut)}"
         if a.startswith("{"):
             whole = (f"{self.kind}({self.value(p, f'uint{bits}_t')}) << {bits * i}" for i, p in enumerate(parts))
@@ -358,24 +407,28 @@ class Translator:
 
     def do_ld(self, d: str, a: str) -> str:
         parts = split(d.strip("{}"))
-        loads = [self.to(p, f"ptx::peek<{self.kind}>(at + {self.size * i})") for i, p in enumerate(parts)]
+        loads = [self.to(p, f"*(ptx::{self.kind}_*)(at + {self.size * i})") for i, p in enumerate(parts)]
         return f"const unsigned char* at = {self.place(a, self.size * len(parts))}; {' '.join(loads)}"
 
     do_ldu = do_ld
 
     def do_st(self, a: str, v: str) -> str:
         parts = split(v.strip("{}"))
-        stores = [f"ptx::store(at + {self.size * i}, {self.value(p, self.kind)});" for i, p in enumerate(parts)]
+        stores = [
+            f"*(ptx::{self.kind}_*)(at + {self.size * i}) = {self.value(p, self.kind)};" for i, p in enumerate(parts)
+        ]
         return f"unsigned char* at = {self.place(a, self.size * len(parts))}; {' '.join(stores)}"
 
-    def do_setp(self, d: str, x: str, y: str, c: str = "true") -> str:
+    def do_setp(self, d: str, x: str, y: str, c: str = "") -> str:
         first, _, second = d.partition("|")
-        c = self.value(c, "bool") if c != "true" else c
-        code = f"const {self.kind} x = {self.value(x, self.kind)}, y = {self.value(y, self.kind)};"
-        code += f"const bool is = [](auto a, auto b) {{ return {self.one_of(COMPARE)}; }}(x, y);"
-        combined = f"[](bool a, bool b) {{ return {self.one_of(COMBINE, 'a')}; }}"
-        code += self.to(first, f"{combined}(is, {c})")
-        return code + (self.to(second, f"{combined}(!is, {c})") if second else "")
+        compared = self.one_of(COMPARE).format(self.value(x, self.kind), self.value(y, self.kind))
+        if not c and not second:
+            return self.to(first, compared, "bool")
+        combined = (
+            PLAIN[next(m for m in self.mods if m in COMBINE)].format("{}is", self.value(c, "bool")) if c else "{}is"
+        )
+        code = f"const bool is = {compared}; {self.to(first, combined.format(''), 'bool')}"
+        return code + (self.to(second, combined.format("!"), "bool") if second else "")
 
     def do_cvt(self, d: str, a: str) -> str:
         to, source, floats = self.target, self.source, ("float", "double")
@@ -391,7 +444,7 @@ class Translator:
             value = f"ptx::rounding<{mode}>([](auto v) {{ return {to}(v); }}, {value})"
         for mod, function in (("ftz", "ftz"), ("sat", "saturated")):
             value = f"ptx::{function}({value})" if mod in self.mods and to in floats else value
-        return self.to(d, value)
+        return self.to(d, value, to)
 
     def do_cvta(self, d: str, a: str) -> str:
         function = "" if "shared" not in self.mods else "ptx::to_shared" if "to" in self.mods else "ptx::to_generic"

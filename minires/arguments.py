@@ -100,7 +100,6 @@ def check_filled(operation: str, x: Tensor) -> None:
         raise ValueError(f"{operation}: the tensor is empty, its shape is {x.shape}")
 
 
-# ---------------------------------------------------------------------------------------------------------------------
 # Labels
 
 

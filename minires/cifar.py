@@ -91,7 +91,6 @@ class Dataset:
         return replace(self, train=self.train.first(train_size), test=self.test.first(test_size))
 
 
-# ---------------------------------------------------------------------------------------------------------------------
 # Loading
 
 
@@ -140,7 +139,6 @@ def _unpack(archive: Path, root: Path) -> None:
             _put_in_place(archive, root)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
 # The Python version: the same images in pickles, which are opened only when they are the published ones
 
 
@@ -227,7 +225,6 @@ def parse(data: bytes, source: str = "data") -> Split:
     return Split(np.ascontiguousarray(records[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)), labels)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
 # Fetching
 
 
@@ -306,7 +303,6 @@ def _check_member(member: tarfile.TarInfo, budget: int) -> None:
         raise DataError(f"the CIFAR-10 archive is hostile: it unpacks to far more than CIFAR-10, at {member.name!r}")
 
 
-# ---------------------------------------------------------------------------------------------------------------------
 # The built-in data set
 
 
@@ -353,7 +349,6 @@ def _draw(label: int, rng: np.random.Generator) -> np.ndarray:
     return np.clip(image, 0, 255).astype(np.uint8)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
 # Batches
 
 

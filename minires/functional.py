@@ -234,7 +234,6 @@ def _conv3x3_weight_gradient(x: Any, dy: Any, weight: Any, turned: Any, geometry
     return _column_sums(parts, len(parts), _empty(weight.shape, dy)) if wanted else None
 
 
-# ---------------------------------------------------------------------------------------------------------------------
 # Normalisation, activation, residual connection, pooling
 
 
@@ -444,7 +443,6 @@ def global_avg_pool2d(x: Tensor) -> Tensor:
     return avg_pool2d(x, (h, w)).reshape(n, c)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
 # Loss
 
 

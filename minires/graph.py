@@ -47,7 +47,8 @@ class _Replay:
     def __init__(self, function: Callable, is_tensor: list[bool]) -> None:
         self._function, self._is_tensor = function, is_tensor
         self._read: dict[int, tuple[Tensor, Any]] = {}
-        self._recording, self._calls, self._inputs = device.current().recording(), 0, []
+        self._recording, self._calls = device.current().recording(), 0
+        self._inputs: list[Any] = []
         self._outputs: Any = None
 
     def __call__(self, arrays: list) -> Any:

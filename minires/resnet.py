@@ -81,11 +81,7 @@ class ResNet(Module):
     layer3: Sequential
 
     def __init__(
-        self,
-        block: type[BasicBlock | Bottleneck],
-        layers: Sequence[int],
-        num_classes: int = 10,
-        shortcut: str = "A",
+        self, block: type[BasicBlock | Bottleneck], layers: Sequence[int], num_classes: int = 10, shortcut: str = "A"
     ) -> None:
         if shortcut not in ("A", "B"):
             raise ValueError(f"ResNet: shortcut must be 'A' or 'B', got {shortcut!r}")

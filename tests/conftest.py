@@ -26,12 +26,14 @@ from hypothesis import HealthCheck, settings
 import minires as mr
 from minires import device
 
+ROOT = Path(__file__).parent.parent
+sys.path.append(str(ROOT / "examples"))
 # Workers share the cores: more threads would only wait for one another.
 if _workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
     for _variable in ("MINIRES_NUM_THREADS", "OMP_NUM_THREADS"):  # ours, PyTorch's
         os.environ.setdefault(_variable, str(max((os.cpu_count() or 1) // int(_workers), 1)))
 
-for _profile, _examples in (("quick", 25), ("long", 250)):
+for _profile, _examples in (("quick", 25), ("long", 250), ("late", 5)):
     settings.register_profile(
         _profile,
         max_examples=_examples,
@@ -54,10 +56,8 @@ SAME_ON_ANY_DEVICE = {
         "exercises",
         "gradcheck",
         "layers",
-        "properties",
     )
 } | {"test_counters", "test_inspect_kernel", "test_sanitizer", "test_gemm_ladder", "test_conv_ladder"}
-ROOT = Path(__file__).parent.parent
 LATE_GPU_PATH = ROOT / "tests" / "late_gpu", ROOT, ROOT / "examples"
 
 
@@ -147,6 +147,9 @@ def current_device(request, monkeypatch):
         import cupy
 
         cupy.late_seed(seed)
+        chosen = settings.get_current_profile_name()
+        settings.load_profile("late")  # each shape may be other instances, which NVRTC compiles
+        request.addfinalizer(lambda: settings.load_profile(chosen))
     mr.set_device(name)
     now = device.current()
     with contextlib.ExitStack() as stack:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conv_ladder import SOURCE, STEPS, convolve
 from reference import conv2d
 from test_cuda import compile_everywhere
 
@@ -14,8 +15,6 @@ import minires as mr
 from minires.device.source import find_kernels
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
-sys.path.insert(0, str(EXAMPLES))
-from conv_ladder import SOURCE, STEPS, convolve  # noqa: E402
 
 
 @pytest.mark.parametrize("step", STEPS)

@@ -3,17 +3,13 @@
 import json
 import os
 import shutil
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
+from lesson6_coalescing import CODE
 
 import minires as mr
 from minires import device
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "examples"))
-from lesson6_coalescing import CODE  # noqa: E402
 
 
 @pytest.fixture(autouse=True)

@@ -71,3 +71,17 @@ def test_count_correct(rng, dtype):
     logits = rng.integers(-2, 3, (1000, 4)).astype(dtype)  # many ties: the first of the largest counts
     labels = rng.integers(0, 4, 1000)
     assert mr.functional.count_correct(mr.Tensor(logits), labels) == (logits.argmax(1) == labels).sum()
+
+
+def test_two_sums_over_a_block_one_after_the_other(rng):
+    """A warp that is fast must not write its second sum while a slow one reads the first: block_sum's barrier in front."""
+    code = """#include "common.cuh"
+    extern "C" __global__ void sums(const float* x, float* y) {
+        const float first = block_sum(x[threadIdx.x]), second = block_sum(first * x[threadIdx.x]);
+        y[threadIdx.x] = second;
+    }"""
+    x = rng.standard_normal(128).astype(np.float32)
+    now = device.current()
+    y = now.empty((128,), np.float32)
+    mr.RawKernel(code, "sums")((1,), (128,), (now.to_device(x), y))
+    np.testing.assert_allclose(now.to_host(y), x.astype(float).sum() ** 2, rtol=1e-4)

@@ -9,18 +9,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from occupancy import SHARED_KB, Gpu, Resources, warps_by_resources
 
 import minires as mr
 from minires import device
 from minires.device.source import base_name, find_kernels, library_files, read_source
-from minires.watch.occupancy import SHARED_KB, Gpu, Resources, warps_by_resources
 
+ROOT = Path(__file__).parent.parent
 ARCHITECTURES = [75, 80, 86, 89, 90, 100, 120]
 COMPILE = """
 import dataclasses, json, sys
 import numpy as np
 from minires.device import DeviceError
-from minires.watch.occupancy import resources
+from occupancy import resources
 sources, dtype, architectures = json.load(sys.stdin)
 for code, names in sources:
     try:
@@ -38,7 +39,7 @@ def compile_everywhere(
     if importlib.util.find_spec("cupy") is None:
         pytest.skip("NVRTC comes with CuPy: pip install cupy-cuda12x")
     path = [p for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p and "late_gpu" not in p]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([*path, str(Path(__file__).parent.parent)])}
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([*path, str(ROOT), str(ROOT / "examples")])}
     result = subprocess.run(
         [sys.executable, "-c", COMPILE],
         input=json.dumps([sources, dtype, ARCHITECTURES]),

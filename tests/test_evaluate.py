@@ -12,7 +12,6 @@ import pytest
 import minires as mr
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
-sys.path.insert(0, str(EXAMPLES))
 Image = pytest.importorskip("PIL.Image", reason="Pillow is not installed: pip install pillow")
 import evaluate  # noqa: E402
 import pictures  # noqa: E402

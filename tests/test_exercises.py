@@ -6,10 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from exercises import EXERCISES, FOR_SPEED, check, waste
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "examples"))
-from exercises import EXERCISES, FOR_SPEED, check, waste  # noqa: E402
 
 STUBS = (ROOT / "examples" / "exercises.cu").read_text()
 BODIES = dict(

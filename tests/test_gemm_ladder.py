@@ -7,13 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from gemm_ladder import SOURCE, STEPS, multiply
 from test_cuda import compile_everywhere
 
 import minires as mr
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
-sys.path.insert(0, str(EXAMPLES))
-from gemm_ladder import SOURCE, STEPS, multiply  # noqa: E402
 
 
 @pytest.mark.parametrize("step", STEPS)

@@ -105,8 +105,58 @@ def of_a_gpus_shape(row: dict) -> None:
     )  # multiply-adds that a word from shared memory or the first cache feeds
 
 
+def test_the_busiest_loop_by_hand():
+    """Four channels of x, three rows of taps, 8 x 4 sums a thread; the loop is run for 3 columns of taps and 16 / 4 channels."""
+    pytest.importorskip("cupy", reason="NVRTC comes with CuPy")
+    result = inspect("conv3x3", "--layer", "1", "--batch", "2")
+    assert result.returncode == 0, result.stderr
+    threads = 2 * 4 * 128  # images, tiles of 8 x 32 pixels, parts of a tile
+    assert f"PTX for compute_90, the busiest loop: {threads * 3 * 4:,} rounds of " in result.stdout
+    counts = re.findall(
+        r"^ +384\.0  multiply-add\n +.*\n(?:.*\n)*? +10\.0  load shared 16 B$", result.stdout, re.MULTILINE
+    )
+    assert "12.0  load global 16 B" in result.stdout and counts
+    from instructions import nvdisasm
+
+    if nvdisasm():
+        assert re.search(r"machine code of sm_90, the busiest loop: 4\d\d\.0 instructions, 9\d% of them", result.stdout)
+        t4 = inspect("conv3x3", "--layer", "1", "--batch", "2", "--gpu", "T4")
+        assert "machine code of sm_75" in t4.stdout
+
+
+def test_kinds_of_instructions():
+    from instructions import PTX_KINDS, SASS_KINDS, kind_of
+
+    for operation, kind in {
+        "ld.global.nc.v4.f32": "load global 16 B",
+        "ld.shared.u8": "load shared 1 B",
+        "st.f64": "store generic 8 B",
+        "atom.global.add.u32": "atomic global 4 B",
+        "fma.rn.f64": "multiply-add",
+        "mad.lo.s32": "address arithmetic",
+        "cvt.s64.s32": "address arithmetic",
+        "cvt.rn.f32.s32": "other arithmetic",
+        "setp.lt.s32": "control",
+        "bar.sync": "control",
+    }.items():
+        assert kind_of(operation, PTX_KINDS) == kind, operation
+    for operation, kind in {
+        "FFMA": "multiply-add",
+        "LDS.128": "load shared 16 B",
+        "LDG.E.64.CONSTANT": "load global 8 B",
+        "STL": "store local 4 B",
+        "LDG.E.U8": "load global 1 B",
+        "IMAD.WIDE": "address arithmetic",
+        "MUFU.RSQ": "other arithmetic",
+        "ISETP.GE.AND": "control",
+        "BAR.SYNC.DEFER_BLOCKING": "control",
+        "UMOV": "move",
+    }.items():
+        assert kind_of(operation, SASS_KINDS) == kind, operation
+
+
 def test_floors_by_hand():
-    from minires.watch.occupancy import GPUS, floors
+    from occupancy import GPUS, floors
 
     found = floors(GPUS["H100"], 66.9e9, 3.35e9, 132 * 1980 * 2e3, 132 * 1980 * 3e3)
     assert found == pytest.approx({"arithmetic": 1000, "memory": 1000, "sectors": 1000, "wavefronts": 3000})

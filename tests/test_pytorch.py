@@ -12,7 +12,6 @@ import minires as mr
 torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install torch")
 safetensors_torch = pytest.importorskip("safetensors.torch")
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "examples"))
 from pytorch_weights import TorchResNet, channels_first  # noqa: E402
 
 DTYPES = {np.dtype(np.float32): torch.float32, np.dtype(np.float64): torch.float64}

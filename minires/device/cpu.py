@@ -95,7 +95,6 @@ def _processor() -> str:
         return platform.processor()
 
 
-# ---------------------------------------------------------------------------------------------------------------------
 # From CUDA C++ to a shared library
 
 
@@ -135,12 +134,11 @@ class Library:
         geometry, message = (ctypes.c_uint * 6)(*grid, *block), ctypes.create_string_buffer(512)
         kernel, run = ctypes.byref(self.kernels[name][1]), self.runtime.minires_run
 
-        def launch() -> None:
+        def launch(keep: Any = values) -> None:  # whose addresses are in `pointers`
             stopped = run(kernel, geometry, pointers, threads, message)
             if stopped >= 0:
                 raise _stopped(name, grid, stopped, message.value.decode())
 
-        launch.values = values  # whose addresses are in `pointers`
         return launch
 
 
@@ -379,8 +377,9 @@ class Recording:
     """What a CUDA graph is to a GPU: launches put together once, with memory of their own, to be done again and again."""
 
     def __init__(self, device: CpuDevice) -> None:
-        self._device, self._pools = device, defaultdict(list)
-        self._steps: list[Callable[[], None]] | None = None
+        self._device = device
+        self._pools: dict[int, list[tuple]] = defaultdict(list)
+        self._steps: list[Callable[[], None]] = []
 
     @contextlib.contextmanager
     def memory(self) -> Iterator[None]:
@@ -394,13 +393,15 @@ class Recording:
     @contextlib.contextmanager
     def record(self) -> Iterator[None]:
         """Within this context what is launched is written down, and not done."""
-        self._device.recorded = steps = []
+        self._device.recorded = self._steps
         try:
             with self.memory():
                 yield
+        except BaseException:
+            self._steps.clear()
+            raise
         finally:
             self._device.recorded = None
-        self._steps = steps
 
     def replay(self) -> None:
         """Do what was recorded."""

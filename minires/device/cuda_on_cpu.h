@@ -21,7 +21,6 @@
 #include <type_traits>
 #include <utility>
 
-// ---------------------------------------------------------------------------------------------------------------
 // The language: qualifiers, vector types, math
 
 #define __global__ inline  // into the loop over a block's threads, if it is small
@@ -54,18 +53,10 @@ typedef unsigned long long ulonglong;
     static inline name##2 make_##name##2(T x, T y) { return {x, y}; }                               \
     static inline name##3 make_##name##3(T x, T y, T z) { return {x, y, z}; }                       \
     static inline name##4 make_##name##4(T x, T y, T z, T w) { return {x, y, z, w}; }
-MINIRES_VECTOR_TYPES(signed char, char)
-MINIRES_VECTOR_TYPES(unsigned char, uchar)
-MINIRES_VECTOR_TYPES(short, short)
-MINIRES_VECTOR_TYPES(unsigned short, ushort)
-MINIRES_VECTOR_TYPES(int, int)
-MINIRES_VECTOR_TYPES(unsigned, uint)
-MINIRES_VECTOR_TYPES(long, long)
-MINIRES_VECTOR_TYPES(unsigned long, ulong)
-MINIRES_VECTOR_TYPES(long long, longlong)
-MINIRES_VECTOR_TYPES(unsigned long long, ulonglong)
-MINIRES_VECTOR_TYPES(float, float)
-MINIRES_VECTOR_TYPES(double, double)
+MINIRES_VECTOR_TYPES(signed char, char) MINIRES_VECTOR_TYPES(unsigned char, uchar) MINIRES_VECTOR_TYPES(short, short)
+MINIRES_VECTOR_TYPES(unsigned short, ushort) MINIRES_VECTOR_TYPES(int, int) MINIRES_VECTOR_TYPES(unsigned, uint)
+MINIRES_VECTOR_TYPES(long, long) MINIRES_VECTOR_TYPES(unsigned long, ulong) MINIRES_VECTOR_TYPES(long long, longlong)
+MINIRES_VECTOR_TYPES(unsigned long long, ulonglong) MINIRES_VECTOR_TYPES(float, float) MINIRES_VECTOR_TYPES(double, double)
 
 struct dim3 {
     unsigned x, y, z;
@@ -76,13 +67,11 @@ struct dim3 {
 
 static const int warpSize = 32;
 
-// ---------------------------------------------------------------------------------------------------------------
 // Threads, barriers and launches
 
 #include "threads.h"
 #include "primitives.h"
 
-// ---------------------------------------------------------------------------------------------------------------
 // Math
 
 template <class A, class B> static inline std::common_type_t<A, B> max(A a, B b) {
@@ -157,10 +146,8 @@ static inline float normcdff(float x) { return 0.5f * erfcf(-x * 0.70710678f); }
     MINIRES_ROUNDED(T, prefix##div, x / y)   \
     MINIRES_ROUNDED(T, prefix##rcp, T(1) / x) \
     MINIRES_ROUNDED(T, prefix##sqrt, sqrt(T(x)))
-MINIRES_ARITHMETIC(float, __f)
-MINIRES_ARITHMETIC(double, __d)
-MINIRES_ROUNDED(float, __fmaf, fmaf(x, y, z))
-MINIRES_ROUNDED(double, __fma, fma(x, y, z))
+MINIRES_ARITHMETIC(float, __f) MINIRES_ARITHMETIC(double, __d)
+MINIRES_ROUNDED(float, __fmaf, fmaf(x, y, z)) MINIRES_ROUNDED(double, __fma, fma(x, y, z))
 static inline float __frsqrt_rn(float x) { return float(1.0 / sqrt(double(x))); }
 
 // Conversions as __float2int_rn: to nearest even, towards zero, up, down; out of range they saturate, as on a GPU.
@@ -176,14 +163,10 @@ template <class To, class From> static inline To minires_convert(From x) {
     static inline To __##from##2##to##_ru(From x) { return minires_convert<To>(std::ceil(x)); }            \
     static inline To __##from##2##to##_rd(From x) { return minires_convert<To>(std::floor(x)); }           \
     static inline From __##to##2##from##_rn(To x) { return From(x); }
-MINIRES_CONVERSION(float, float, int, int)
-MINIRES_CONVERSION(float, float, uint, unsigned)
-MINIRES_CONVERSION(float, float, ll, long long)
-MINIRES_CONVERSION(float, float, ull, unsigned long long)
-MINIRES_CONVERSION(double, double, int, int)
-MINIRES_CONVERSION(double, double, uint, unsigned)
-MINIRES_CONVERSION(double, double, ll, long long)
-MINIRES_CONVERSION(double, double, ull, unsigned long long)
+MINIRES_CONVERSION(float, float, int, int) MINIRES_CONVERSION(float, float, uint, unsigned)
+MINIRES_CONVERSION(float, float, ll, long long) MINIRES_CONVERSION(float, float, ull, unsigned long long)
+MINIRES_CONVERSION(double, double, int, int) MINIRES_CONVERSION(double, double, uint, unsigned)
+MINIRES_CONVERSION(double, double, ll, long long) MINIRES_CONVERSION(double, double, ull, unsigned long long)
 static inline float __double2float_rn(double x) { return float(x); }
 
 static inline int __popc(unsigned x) { return __builtin_popcount(x); }
@@ -248,18 +231,10 @@ static inline int __dp4a(int x, int y, int sum) {
 
 #define MINIRES_CACHED_LOAD(name) template <class T> static inline T name(const T* p) { return *p; }
 #define MINIRES_CACHED_STORE(name) template <class T> static inline void name(T* p, std::common_type_t<T> v) { *p = v; }
-MINIRES_CACHED_LOAD(__ldg)
-MINIRES_CACHED_LOAD(__ldca)
-MINIRES_CACHED_LOAD(__ldcg)
-MINIRES_CACHED_LOAD(__ldcs)
-MINIRES_CACHED_LOAD(__ldlu)
-MINIRES_CACHED_LOAD(__ldcv)
-MINIRES_CACHED_STORE(__stwb)
-MINIRES_CACHED_STORE(__stcg)
-MINIRES_CACHED_STORE(__stcs)
-MINIRES_CACHED_STORE(__stwt)
+MINIRES_CACHED_LOAD(__ldg) MINIRES_CACHED_LOAD(__ldca) MINIRES_CACHED_LOAD(__ldcg) MINIRES_CACHED_LOAD(__ldcs)
+MINIRES_CACHED_LOAD(__ldlu) MINIRES_CACHED_LOAD(__ldcv)
+MINIRES_CACHED_STORE(__stwb) MINIRES_CACHED_STORE(__stcg) MINIRES_CACHED_STORE(__stcs) MINIRES_CACHED_STORE(__stwt)
 
-// ---------------------------------------------------------------------------------------------------------------
 // A kernel, for the runtime and the Python side. Parameters are told as "array f4,scalar i4,"; V12 is a type of 12 bytes
 
 namespace minires {

@@ -89,14 +89,10 @@ template <class T> static unsigned __match_all_sync(unsigned mask, T value, int*
     static inline T name(unsigned mask, T value, MINIRES_CALLER) {                                   \
         return minires::reduce(mask, value, file, line, [](T a, T b) -> T { return expression; });   \
     }
-MINIRES_REDUCE(__reduce_add_sync, unsigned, a + b)
-MINIRES_REDUCE(__reduce_min_sync, unsigned, a < b ? a : b)
-MINIRES_REDUCE(__reduce_max_sync, unsigned, a > b ? a : b)
-MINIRES_REDUCE(__reduce_add_sync, int, a + b)
-MINIRES_REDUCE(__reduce_min_sync, int, a < b ? a : b)
-MINIRES_REDUCE(__reduce_max_sync, int, a > b ? a : b)
-MINIRES_REDUCE(__reduce_and_sync, unsigned, a & b)
-MINIRES_REDUCE(__reduce_or_sync, unsigned, a | b)
+MINIRES_REDUCE(__reduce_add_sync, unsigned, a + b) MINIRES_REDUCE(__reduce_min_sync, unsigned, a < b ? a : b)
+MINIRES_REDUCE(__reduce_max_sync, unsigned, a > b ? a : b) MINIRES_REDUCE(__reduce_add_sync, int, a + b)
+MINIRES_REDUCE(__reduce_min_sync, int, a < b ? a : b) MINIRES_REDUCE(__reduce_max_sync, int, a > b ? a : b)
+MINIRES_REDUCE(__reduce_and_sync, unsigned, a & b) MINIRES_REDUCE(__reduce_or_sync, unsigned, a | b)
 MINIRES_REDUCE(__reduce_xor_sync, unsigned, a ^ b)
 
 static inline void __syncwarp(unsigned mask = 0xffffffffu, MINIRES_CALLER) { minires::exchange(mask, 0, file, line); }
@@ -107,7 +103,6 @@ static inline void __nanosleep(unsigned) {}
 static inline long long clock64() { return minires::clock(); }
 #define clock() clock_t(clock64())
 
-// ---------------------------------------------------------------------------------------------------------------
 // Atomic operations: f(old value, operand) takes the old value's place, and the old value is returned
 
 #define MINIRES_ATOMIC_OF(name, expression)                                                                       \
@@ -118,15 +113,9 @@ static inline long long clock64() { return minires::clock(); }
     MINIRES_ATOMIC_OF(name, expression)          \
     MINIRES_ATOMIC_OF(name##_block, expression)  \
     MINIRES_ATOMIC_OF(name##_system, expression)
-MINIRES_ATOMIC(atomicAdd, old + v)
-MINIRES_ATOMIC(atomicSub, old - v)
-MINIRES_ATOMIC(atomicExch, v)
-MINIRES_ATOMIC(atomicMin, v < old ? v : old)
-MINIRES_ATOMIC(atomicMax, v > old ? v : old)
-MINIRES_ATOMIC(atomicAnd, old & v)
-MINIRES_ATOMIC(atomicOr, old | v)
-MINIRES_ATOMIC(atomicXor, old ^ v)
-MINIRES_ATOMIC(atomicInc, old >= v ? 0 : old + 1)
+MINIRES_ATOMIC(atomicAdd, old + v) MINIRES_ATOMIC(atomicSub, old - v) MINIRES_ATOMIC(atomicExch, v)
+MINIRES_ATOMIC(atomicMin, v < old ? v : old) MINIRES_ATOMIC(atomicMax, v > old ? v : old) MINIRES_ATOMIC(atomicAnd, old & v)
+MINIRES_ATOMIC(atomicOr, old | v) MINIRES_ATOMIC(atomicXor, old ^ v) MINIRES_ATOMIC(atomicInc, old >= v ? 0 : old + 1)
 MINIRES_ATOMIC(atomicDec, old == 0 || old > v ? v : old - 1)
 template <class T> MINIRES_UNWATCHED static inline T atomicCAS(T* p, std::common_type_t<T> compare, std::common_type_t<T> v) {
     return minires::atomic_update(p, [=](T old) -> T { return old == compare ? v : old; }, __builtin_return_address(0));

@@ -46,7 +46,6 @@ struct Launch {
     }
 };
 
-// ---------------------------------------------------------------------------------------------------------------
 // OS threads, which all do the same work until none is left. Launches follow one another closely, and to wake a thread that
 // sleeps takes longer than many a launch: so they look out for the next one for a while before they sleep.
 

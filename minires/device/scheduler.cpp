@@ -41,7 +41,6 @@ static void fault(Block& b, unsigned t, const char* what) {
     b.stopped = true;
 }
 
-// ---------------------------------------------------------------------------------------------------------------
 // What releases threads that wait
 
 static void check_barrier(Block& b) {
@@ -121,7 +120,6 @@ static void check_end(Block& b) {
     b.stopped |= b.exited < b.count;
 }
 
-// ---------------------------------------------------------------------------------------------------------------
 // Turns
 
 // The next thread that can go on; the first one, which owns the OS thread's stack, when all have ended or none can. Without a
@@ -281,7 +279,6 @@ void leave(Block& b) {
 
 }  // namespace minires
 
-// ---------------------------------------------------------------------------------------------------------------
 // What kernels call: see launch.h
 
 using namespace minires;

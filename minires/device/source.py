@@ -23,7 +23,6 @@ class DeviceError(RuntimeError):
     """A device cannot be used, or a kernel could not be compiled or did not run to its end."""
 
 
-# ---------------------------------------------------------------------------------------------------------------------
 # Sources
 
 
@@ -91,7 +90,6 @@ def closing(code: str, begin: int) -> int:
     return len(code)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
 # Kernels in a source
 
 
@@ -182,7 +180,6 @@ def parameter_name(declaration: str, number: int) -> str:
     return words[-1] if len(words) > 1 else f"argument {number}"
 
 
-# ---------------------------------------------------------------------------------------------------------------------
 # Parameters and arguments
 
 
@@ -285,7 +282,6 @@ def arrays_in(args: Iterable[Any], array_type: type) -> list[Any]:
     return [a for a in flat if isinstance(a, array_type)]
 
 
-# ---------------------------------------------------------------------------------------------------------------------
 # Launches
 
 _MAX_GRID = (2**31 - 1, 65535, 65535)

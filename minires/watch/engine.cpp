@@ -229,7 +229,6 @@ int run(Observer& by, const minires_kernel* kernel, const unsigned* grid_and_blo
 
 }  // namespace watch
 
-// ---------------------------------------------------------------------------------------------------------------
 // What kernels call: see watched.h; and what the compiler puts before each access
 
 using namespace watch;
@@ -280,11 +279,7 @@ void minires_atomic(void* address, size_t bytes, void* caller) { access(address,
     MINIRES_ACCESS(write##n, n, true)                \
     MINIRES_ACCESS(unaligned_read##n, n, false)      \
     MINIRES_ACCESS(unaligned_write##n, n, true)
-MINIRES_ACCESSES(1)
-MINIRES_ACCESSES(2)
-MINIRES_ACCESSES(4)
-MINIRES_ACCESSES(8)
-MINIRES_ACCESSES(16)
+MINIRES_ACCESSES(1) MINIRES_ACCESSES(2) MINIRES_ACCESSES(4) MINIRES_ACCESSES(8) MINIRES_ACCESSES(16)
 void __tsan_read_range(void* p, size_t bytes) { access(p, bytes, false, __builtin_return_address(0)); }
 void __tsan_write_range(void* p, size_t bytes) { access(p, bytes, true, __builtin_return_address(0)); }
 void* __tsan_memset(void* p, int value, size_t bytes) {

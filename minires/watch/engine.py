@@ -48,7 +48,6 @@ class Report(ctypes.Structure):
     )
 
 
-# ---------------------------------------------------------------------------------------------------------------------
 # Shared arrays: each one that is declared becomes one between red zones, and keeps its name (see watched.h)
 
 _QUALIFIER = re.compile(r"(?:__align__|alignas|__attribute__)\s*\((?:[^()]|\([^()]*\))*\)|\b(?:static|const)\b")
@@ -115,7 +114,6 @@ INSTRUMENTS = Instruments(
 )
 
 
-# ---------------------------------------------------------------------------------------------------------------------
 # Launches
 
 
@@ -205,7 +203,6 @@ class WatchedLaunch:
         return f"kernel {self.kernel}{where}, {thread}: {text}"
 
 
-# ---------------------------------------------------------------------------------------------------------------------
 # Source lines
 
 

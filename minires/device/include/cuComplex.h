@@ -16,8 +16,7 @@
         return {(a.x / s * x + a.y / s * y) / n, (a.y / s * x - a.x / s * y) / n};                                    \
     }                                                                                                                 \
     static inline C cuCfma##f(C a, C b, C c) { return cuCadd##f(cuCmul##f(a, b), c); }
-MINIRES_COMPLEX(cuFloatComplex, float, f)
-MINIRES_COMPLEX(cuDoubleComplex, double, )
+MINIRES_COMPLEX(cuFloatComplex, float, f) MINIRES_COMPLEX(cuDoubleComplex, double, )
 typedef cuFloatComplex cuComplex;
 static inline cuComplex make_cuComplex(float re, float im) { return {re, im}; }
 static inline cuFloatComplex cuComplexDoubleToFloat(cuDoubleComplex a) { return {float(a.x), float(a.y)}; }

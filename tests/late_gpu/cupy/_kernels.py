@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-
 import ptx
+from occupancy import compile_with_nvrtc
+
 from minires.device import cuda
-from minires.device.cache import cached
 from minires.device.cpu import Library, compile_library
 from minires.device.source import DeviceError
 
@@ -42,9 +42,12 @@ def nvrtc() -> Any:
         spec.loader.exec_module(sys.modules[name])
         from cupy_backends.cuda.libs import nvrtc
 
-        return nvrtc if nvrtc.getVersion() else None
+        if nvrtc.getVersion():
+            sys.modules["cupy.cuda.nvrtc"] = sys.modules["cupy.cuda"].nvrtc = nvrtc
+            return nvrtc
     except (ImportError, RuntimeError, OSError):
-        return None
+        pass
+    return None
 
 
 def description() -> str:
@@ -97,8 +100,11 @@ class RawModule:
         c_type = next((o.partition("=")[2] for o in self._options if o.startswith("-Dscalar_t=")), "float")
         scalar = np.dtype({"float": "f4", "double": "f8"}[c_type])
         if nvrtc():
-            text, lowered = compile_to_ptx(self._code, self._options, self._names)
-            program = ptx.translate(text)
+            # cuda.py gives a header of CuPy's with it, whose place this package has taken
+            headers = _real_cupy() / "_core/include/cupy/_cccl/libcudacxx"
+            options = *self._options, f"-I{headers}", f"-arch=compute_{_ARCHITECTURE}"
+            compiled = compile_with_nvrtc(self._code, self._names, options)
+            program, lowered = ptx.translate(broken(compiled["ptx"])), compiled["names"]
             library = compile_library(program.code, tuple(program.entries), scalar)
             return {n: _Function(library, lowered[n], program.entries[lowered[n]]) for n in self._names}
         code = self._code
@@ -108,24 +114,17 @@ class RawModule:
         return {n: _Function(library, n, [_bytes(p) for p in library.kernels[n][0].parameters]) for n in self._names}
 
 
-def compile_to_ptx(code: str, options: tuple[str, ...], names: tuple[str, ...]) -> tuple[str, dict[str, str]]:
-    """PTX, and each name expression's name in it, from the cache or by NVRTC. Raises DeviceError."""
-    headers = _real_cupy() / "_core/include/cupy/_cccl/libcudacxx"  # which cuda.py finds where this is not in its place
-    options = (*options, f"-I{headers}", f"-arch=compute_{_ARCHITECTURE}")
-
-    def make(path: Path) -> None:
-        program = nvrtc().createProgram(code, "kernels.cu", (), ())
-        for name in names:
-            nvrtc().addNameExpression(program, name)
-        try:
-            nvrtc().compileProgram(program, options)
-        except nvrtc().NVRTCError:
-            raise DeviceError(nvrtc().getProgramLog(program)) from None
-        lowered = {name: nvrtc().getLoweredName(program, name) for name in names}
-        text = nvrtc().getPTX(program)
-        path.write_text(json.dumps([text.decode() if isinstance(text, bytes) else text, lowered]))
-
-    return json.loads(cached([code, *options, *names, str(nvrtc().getVersion())], make).read_text())
+def broken(text: str) -> str:
+    """PTX with a mistake in it, that a test of the tests asks for: in the entry of a kernel something becomes something else."""
+    if not (asked := os.environ.get("LATE_GPU_BREAK")):
+        return text
+    kernel, pattern, replacement = json.loads(asked)
+    begin = re.search(rf"\.entry \w*{kernel}", text)
+    if not begin:
+        return text
+    entry, found = re.subn(pattern, replacement, text[begin.start() :], count=1)
+    assert found, f"{pattern} is not in {kernel}"
+    return text[: begin.start()] + entry
 
 
 def _bytes(parameter: Any) -> int:

@@ -6,17 +6,19 @@ per Compute Capability"; the rules of rounding: CUDA's cuda_occupancy.h.
 
 from __future__ import annotations
 
+import base64
 import functools
 import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from ..device.cache import cached
-from ..device.cuda import nvrtc_options, prepare
-from ..device.source import DeviceError
+from minires.device.cache import cached
+from minires.device.cuda import nvrtc_options, prepare
+from minires.device.source import DeviceError
 
 
 @dataclass(frozen=True)
@@ -72,30 +74,37 @@ _ENTRY = re.compile(
 @functools.lru_cache(maxsize=1024)
 def resources(code: str, names: tuple[str, ...], architecture: int, scalar: np.dtype) -> dict[str, Resources]:
     """What ptxas reports of each kernel, by name expression. Raises DeviceError where the code does not compile."""
-    import cupy
-    from cupy.cuda import nvrtc
+    compiled = compile_with_nvrtc(prepare(code), names, (*nvrtc_options(scalar), f"-arch=sm_{architecture}"))
+    entries = {e[0]: e[1:] for e in _ENTRY.findall(compiled["log"])}
+    found = {}
+    for name, lowered in compiled["names"].items():
+        stores, loads, registers, shared = entries[lowered]
+        found[name] = Resources(int(registers), int(stores) + int(loads), int(shared or 0))
+    return found
 
-    code = prepare(code)
-    options = (*nvrtc_options(scalar), f"--gpu-architecture=sm_{architecture}", "--ptxas-options=-v")
+
+def compile_with_nvrtc(code: str, names: tuple[str, ...], options: tuple[str, ...]) -> dict[str, Any]:
+    """Of a prepared source: its "ptx"; "cubin", in base 64, for an sm_ architecture; "names", what the name expressions are
+    called there; and the "log". From the cache or compiled now. Raises DeviceError where the code does not compile."""
+    from cupy.cuda import nvrtc
 
     def compile_to(path: Path) -> None:
         program = nvrtc.createProgram(code, "kernels.cu", (), ())
         for name in names:
             nvrtc.addNameExpression(program, name)
+        is_real = any("=sm_" in option for option in options)
         try:
-            nvrtc.compileProgram(program, options)
+            nvrtc.compileProgram(program, (*options, *["--ptxas-options=-v"] * is_real))
         except nvrtc.NVRTCError:
             raise DeviceError(f"NVRTC could not compile the kernels:\n{nvrtc.getProgramLog(program)}") from None
-        entries = {e[0]: e[1:] for e in _ENTRY.findall(nvrtc.getProgramLog(program))}
-        found = {}
-        for name in names:
-            stores, loads, registers, shared = entries[nvrtc.getLoweredName(program, name)]
-            found[name] = int(registers), int(stores) + int(loads), int(shared or 0)
+        # CuPy leaves a cubin's last byte out.
+        cubin = base64.b64encode(nvrtc.getCUBIN(program) + b"\0").decode() if is_real else ""
+        lowered = {name: nvrtc.getLoweredName(program, name) for name in names}
+        found = {"ptx": nvrtc.getPTX(program), "cubin": cubin, "names": lowered, "log": nvrtc.getProgramLog(program)}
         nvrtc.destroyProgram(program)
-        path.write_text(json.dumps(found))
+        path.write_text(json.dumps(found, default=bytes.decode))
 
-    report = cached([code, *names, *options, str(nvrtc.getVersion()), cupy.__version__], compile_to)
-    return {name: Resources(*used) for name, used in json.loads(report.read_text()).items()}
+    return json.loads(cached([code, *names, *options, str(nvrtc.getVersion())], compile_to).read_text())
 
 
 def warps_by_resources(gpu: Gpu, used: Resources, threads: int, dynamic_shared: int = 0) -> int:
