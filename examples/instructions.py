@@ -29,10 +29,7 @@ from minires.watch.counters import Counters
 PTX_KINDS = (  # the first that an operation begins with
     (r"fma|mad\.\w+\.f", "multiply-add"),
     (r"bra|brx|bar|barrier|setp|ret|exit|call|@|selp", "control"),
-    (
-        r"(?:add|sub|mul|div|neg|abs|min|max|rcp|sqrt|rsqrt|ex2|lg2|sin|cos|cvt\.\w*\.?f\d+\.f).*f(?:32|64)$",
-        "other arithmetic",
-    ),
+    (r"(?:add|sub|mul|div|neg|abs|min|max|rcp|sqrt|rsqrt|ex2|lg2|sin|cos|cvt)\b.*\.f(?:32|64)\b", "other arithmetic"),
     (r"shfl|vote|match|redux|activemask", "warp primitive"),
     (r"mov", "move"),
     (r"", "address arithmetic"),

@@ -1,5 +1,7 @@
 """Kernels as learners bring them: one of each kind, against NumPy, plain and sanitized, and compiled by NVRTC."""
 
+import contextlib
+import os
 import re
 import subprocess
 import sys
@@ -698,6 +700,131 @@ def test_a_failed_assertion_says_where(current_device):
     ):
         mr.RawKernel(code, "k")((3,), (41,), (42,))
     assert not isinstance(caught.value, mr.SanitizerError)
+
+
+@pytest.mark.parametrize(
+    ("expression", "expected"),
+    {
+        "__byte_perm(0x80112233, 0x44556677, 0xfb31)": 0x44808022,
+        "sinpif(1.0f) == 0 && sinpif(-3.0f) == 0 && sinpi(1e15) == 0 && sinpif(0.5f) == 1": 1,
+        "cospif(2.5f) == 0 && cospi(-0.5) == 0 && cospif(3.0f) == -1": 1,
+        "norm3df(3e38f, 1e38f, 0.0f) > 3.1e38f && norm3df(3e38f, 1e38f, 0.0f) < 3.2e38f": 1,
+        "norm4df(3e-30f, 4e-30f, 0.0f, 0.0f) > 4.9e-30f": 1,
+        "__float2int_rz(NAN) == 0 && __float2ll_rz(NAN) == (long long)(1ull << 63)": 1,
+        "__double2int_rn(NAN) == (int)(1u << 31) && __double2uint_rz(1e12) == 0xffffffff": 1,
+        "__double2hiint(-2.0)": 0xC0000000,
+        "__double2loint(1.0 + 1.0 / (1ll << 52))": 1,
+        "__hiloint2double(0x40080000, 0) == 3.0 && __hiloint2double(0, -1) > 0": 1,
+    }.items(),
+)
+def test_functions_at_their_edges(expression, expected, current_device):
+    """By hand, on each device: the late GPU executes what NVRTC makes of them."""
+    code = f"#include <math.h>\n__global__ void k(unsigned* y, float zero) {{ y[0] = unsigned({expression}); }}"
+    y = device.current().to_device(np.zeros(1, np.uint32))
+    mr.RawKernel(code, "k")((1,), (1,), (y, 0.0))
+    assert int(device.current().to_host(y)[0]) == expected
+
+
+DIVISIONS = {
+    "int": ("c[i] = a[i] / b[i];", 0),
+    "a remainder": ("c[i] = a[i] % b[i];", 0),
+    "unsigned": ("c[i] = unsigned(a[i]) / unsigned(b[i]);", 0),
+    "64 bits": ("c[i] = (long long)a[i] % b[i];", 0),
+    "16 bits": ("c[i] = short(a[i]) / short(b[i]);", 0),
+    "the smallest by -1": ("c[i] = (a[i] - 2147483647 - 1) / b[i];", -1),
+}
+
+
+@pytest.mark.parametrize("sanitized", [False, True], ids=["plain", "sanitized"])
+@pytest.mark.parametrize("barrier", ["", "__syncthreads();"], ids=["", "behind a barrier"])
+@pytest.mark.parametrize("name", DIVISIONS)
+def test_a_division_that_has_no_result_ends_the_launch_alone(name, barrier, sanitized, current_device):
+    if current_device != "cpu":
+        pytest.skip("a GPU goes on")
+    body, divisor = DIVISIONS[name]
+    code = (
+        "__global__ void k(const int* a, const int* b, int* c) {\nconst int i = blockIdx.x * blockDim.x + threadIdx.x;\n"
+        f"{barrier}\n{body}\n{barrier}\n}}"
+    )
+    a, b, c = (np.full(256, value, np.int32) for value in (0, 1, -1))
+    b[200] = divisor
+    line = "RawKernel:4, " if sanitized else ""
+    words = rf"kernel k, {line}block \(3, 0, 0\), thread \(8, 0, 0\): an integer was divided by zero, or the smallest one by -1"
+    for _ in range(3):
+        with (
+            mr.sanitize() if sanitized else contextlib.nullcontext(),
+            pytest.raises(mr.DeviceError, match=words) as caught,
+        ):
+            mr.RawKernel(code, "k")((4,), (64,), (a, b, c))
+        assert getattr(caught.value, "kind", "value") == "value"
+        mr.RawKernel(code, "k")((3,), (64,), (a, b, c))
+        assert (c[:192] == (0 if divisor == 0 else -(2**31))).all()
+
+
+MEMORY = {
+    "read": (
+        "y[threadIdx.x] = *reinterpret_cast<float*>(p[threadIdx.x]);",
+        "an access to address 0x30, where nothing is",
+    ),
+    "write": ("*reinterpret_cast<float*>(p[threadIdx.x]) = 1;", "an access to address 0x30, where nothing is"),
+    "a null pointer": ("y[threadIdx.x] = none[threadIdx.x];", "an access to address 0x[0-9a-f]+, where nothing is"),
+    "endless recursion": (
+        "y[0] = deeper(y);",
+        "the thread's stack overflowed: endless recursion, or large local arrays",
+    ),
+}
+
+
+@pytest.mark.parametrize("barrier", ["", "__syncthreads();"], ids=["", "behind a barrier"])
+@pytest.mark.parametrize("name", MEMORY)
+def test_an_address_without_memory_ends_the_launch_alone(name, barrier, current_device):
+    if current_device != "cpu":
+        pytest.skip("on a GPU it ends the process's use of it")
+    body, words = MEMORY[name]
+    code = (
+        "__device__ __noinline__ float deeper(volatile float* x) {\nvolatile float here[1000];\nhere[0] = x[0] + 1;\n"
+        "return deeper(here) + here[1];\n}\n__global__ void k(float* y, const long long* p, const float* none, int n) {\n"
+        f"{barrier}\nif (blockIdx.x == n) {{ {body} }}\n{barrier}\n}}"
+    )
+    y, p = np.zeros(32, np.float32), np.full(32, 0x30, np.int64)
+    kernel = mr.RawKernel(code, "k")
+    for _ in range(3):
+        with pytest.raises(mr.DeviceError, match=rf"kernel k, block \(1, 0, 0\), thread \(0, 0, 0\): {words}"):
+            kernel((2,), (32,), (y, p, None, 1))
+        kernel((2,), (32,), (y, p, None, 2))
+
+
+SIGNALS = """
+import faulthandler, sys
+import ctypes, numpy as np, minires as mr
+mr.set_device("cpu")
+{before}
+kernel = mr.RawKernel("__global__ void k(const int* b, int* c) {{ __syncthreads(); c[blockIdx.x] = 7 / b[blockIdx.x]; }}", "k")
+b, c = np.ones(1000, np.int32), np.zeros(1000, np.int32)
+b[[333, 777]] = 0
+for _ in range(50):
+    try:
+        kernel((1000,), (33,), (b, c))
+        sys.exit("no error")
+    except mr.DeviceError as error:
+        assert "block (333, 0, 0)" in str(error), error
+{after}
+"""
+
+
+@pytest.mark.parametrize("threads", [1, 4])
+def test_signals_on_all_threads_and_of_the_rest_of_the_process(threads, current_device):
+    """The first of several blocks is told of; and a fault that is no kernel's is Python's, as before."""
+    if current_device != "cpu":
+        pytest.skip("this is about the cpu device")
+    for before, after, status, words in (
+        ("", "print('went on')", 0, ""),
+        ("faulthandler.enable()", "ctypes.string_at(8)", -11, "Fatal Python error: Segmentation fault"),
+    ):
+        command = [sys.executable, "-c", SIGNALS.format(before=before, after=after)]
+        environment = os.environ | {"MINIRES_NUM_THREADS": str(threads)}
+        run = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, env=environment)
+        assert run.returncode == status and words in run.stderr, run.stderr
 
 
 def test_printf_in_order_and_whole_lines(current_device):

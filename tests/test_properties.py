@@ -202,9 +202,9 @@ def test_cross_entropy_and_count_correct(data):
     bound = 10 + 4 * np.abs(wide).max() if np.isfinite(wide).all() else np.inf
     check(loss, np.asarray(expected), np.asarray(bound), dtype)
     if np.isfinite(wide).all():
-        assert F.count_correct(z, labels) == (logits.argmax(1) == labels).sum()
+        assert int(F.count_correct(z, labels)) == (logits.argmax(1) == labels).sum()
     else:
-        assert 0 <= F.count_correct(z, labels) <= n
+        assert 0 <= int(F.count_correct(z, labels)) <= n
 
 
 @given(st.data())

@@ -11,6 +11,7 @@ import numpy as np
 import ptx
 import pytest
 
+import minires as mr
 from minires.device.cpu import compile_library, pack_arguments
 from minires.device.source import DeviceError
 
@@ -63,7 +64,9 @@ def nearest(values, direction=0):
         near = values.astype(np.float32)
     wanted = np.where(values < 0, 1, -1) if direction == 2 else direction
     off = (near.astype(float) - values) * wanted < 0
-    return np.where(off & (wanted != 0), np.nextafter(near, np.float32(np.inf) * wanted), near).astype(np.float32)
+    return np.where(off & (wanted != 0), np.nextafter(near, np.copysign(np.float32(np.inf), wanted)), near).astype(
+        np.float32
+    )
 
 
 @pytest.mark.parametrize(
@@ -219,6 +222,66 @@ def test_what_is_not_known_is_named(instruction):
     with pytest.raises(ptx.PtxError, match=r"PTX line 12: ") as error:
         execute(f"\n{instruction}", np.zeros(3, np.float32))
     assert instruction.split()[0].rstrip(";") in str(error.value)
+
+
+CASTS = [
+    1.5,
+    -1.5,
+    -3.0,
+    127.9,
+    128.0,
+    255.0,
+    256.0,
+    300.0,
+    -129.0,
+    32768.0,
+    65536.5,
+    4e4,
+    3e9,
+    5e9,
+    -3e9,
+    1e19,
+    2e19,
+    -1e19,
+]
+CASTS += [math.inf, -math.inf, math.nan]
+
+
+@pytest.mark.parametrize("source", ["float", "double"])
+@pytest.mark.parametrize(
+    "target",
+    ["signed char", "unsigned char", "short", "unsigned short", "int", "unsigned", "long long", "unsigned long long"],
+)
+def test_what_the_sanitizer_says_that_a_gpu_gives(target, source):
+    """Of each cast out of range, beside what NVRTC makes of it, executed."""
+    pytest.importorskip("cupy", reason="NVRTC comes with CuPy")
+    import occupancy
+
+    from minires.device.cuda import nvrtc_options
+
+    dtype = np.dtype({"float": np.float32, "double": np.float64}[source])
+    wide = "unsigned long long" if target.startswith("unsigned") else "long long"
+    code = (
+        f'extern "C" __global__ void k(const {source}* x, {wide}* y) {{ y[threadIdx.x] = ({target})x[threadIdx.x]; }}'
+    )
+    x = np.array(CASTS, dtype)
+    y = np.zeros(len(x), np.uint64 if wide.startswith("u") else np.int64)
+    compiled = occupancy.compile_with_nvrtc(code, ("k",), (*nvrtc_options(dtype), "-arch=compute_90"))
+    library = compile_library(ptx.translate(compiled["ptx"]).code, ("k",), dtype)
+    library.launch("k", (1, 1, 1), (len(x), 1, 1), pack_arguments([x, y, np.uint64(0)]), 1)()
+    limits = np.iinfo(
+        f"{'u' * target.startswith('u')}int{8 * {'signed char': 1, 'unsigned char': 1, 'short': 2, 'unsigned short': 2, 'int': 4, 'unsigned': 4}.get(target, 8)}"
+    )
+    for value, on_a_gpu in zip(x, y.tolist(), strict=True):
+        fits = math.isfinite(value) and limits.min <= int(value) <= limits.max
+        one, result = np.array([value]), np.zeros(1, y.dtype)
+        try:
+            with mr.sanitize():
+                mr.RawKernel(code, "k")((1,), (1,), (one, result))
+            assert fits and result[0] == on_a_gpu, value
+        except mr.SanitizerError as error:
+            assert not fits and error.kind == "value"
+            assert int(str(error).rpartition(" ")[2]) == on_a_gpu, error
 
 
 # ---------------------------------------------------------------------------------------------------------------------

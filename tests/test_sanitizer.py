@@ -171,6 +171,58 @@ BROKEN = {  # name: (source, threads, blocks, y, kind, what the message says)
         HEAD + "int* n = reinterpret_cast<int*>(y);\natomicAdd(n, 1);\ny[threadIdx.x + 1] = *n;\n}",
         (2, 1, None, "race", r"RawKernel:[34], .*y\[0\]"),
     ),
+    "neighbours with a vote between": (
+        HEAD + TILE + "s[t] = x[t];\n__any_sync(~0u, 1);\ny[t] = s[t ^ 1];\n}",
+        (32, 1, None, "race", r"RawKernel:6, .* a read with no barrier after the write"),
+    ),
+    "neighbours with a shuffle between": (
+        HEAD + TILE + "s[t] = x[t];\nconst float z = __shfl_xor_sync(~0u, x[t], 1);\ny[t] = s[t ^ 1] + z;\n}",
+        (32, 1, None, "race", r"RawKernel:6, .* a read with no barrier after the write"),
+    ),
+    "a match, and a write that another lane has not read": (
+        HEAD + TILE + "s[t] = x[t];\n__syncwarp();\ny[t] = s[t ^ 1];\n__match_any_sync(~0u, t);\ns[t] = 0;\n}",
+        (32, 1, None, "race", r"RawKernel:[68], .* with no barrier after"),
+    ),
+    "global memory with a ballot between": (
+        HEAD + "const int t = threadIdx.x;\ny[t] = x[t];\nif (__ballot_sync(~0u, t)) y[t + 32] = y[t ^ 1];\n}",
+        (
+            32,
+            1,
+            None,
+            "race",
+            r"RawKernel:4, .*y\[\d+\].* a read with no barrier|RawKernel:4, .* a read with no barrier",
+        ),
+    ),
+    "a negative float to unsigned": (
+        HEAD + "y[threadIdx.x] = (unsigned)(x[threadIdx.x] - 100);\n}",
+        (32, 1, None, "value", r"RawKernel:2, .*: -\d+\.\d+ does not fit 'unsigned int'; .* a GPU 0$"),
+    ),
+    "a large float to int": (
+        HEAD + "y[threadIdx.x] = int(x[threadIdx.x] * x[threadIdx.x] * 1e20f);\n}",
+        (32, 1, None, "value", r"RawKernel:2, .* does not fit 'int'; .* a GPU 2147483647$"),
+    ),
+    "a double to 16 bits": (
+        HEAD + "short s = 70000.0 + x[0];\ny[0] = s;\n}",
+        (1, 1, None, "value", r"RawKernel:2, .* does not fit 'short( int)?'"),
+    ),
+    "a shift by the width": (
+        HEAD + "y[threadIdx.x] = 1 << (threadIdx.x + 1);\n}",
+        (32, 1, None, "value", r"RawKernel:2, .*thread \(31, 0, 0\): a shift of 1, 'int', by 32; .* a GPU gives 0$"),
+    ),
+    "a shift of 64 bits, and of a negative number": (
+        HEAD + "y[threadIdx.x] = -5ll >> (threadIdx.x + 60);\n}",
+        (
+            8,
+            1,
+            None,
+            "value",
+            r"RawKernel:2, .*thread \(4, 0, 0\): a shift of -5, .* by 64; .* gives 0, to the right -1$",
+        ),
+    ),
+    "a double behind a float": (
+        HEAD + "*reinterpret_cast<double*>(y + 2 * threadIdx.x + 1) = 3;\n}",
+        (4, 1, None, "mem", r"RawKernel:2, .*: 'double' at an address that 8 does not divide, 4 bytes behind"),
+    ),
     "endless recursion": (
         "__device__ __noinline__ float deeper(volatile float* p) {\nvolatile float here[100];\nhere[0] = p[0] + 1;\n"
         "return deeper(here) + here[1];\n}\n" + HEAD + "y[0] = deeper(x);\n}",
@@ -204,6 +256,17 @@ def test_broken_kernels_are_caught(name, seed):
 
 
 CLEAN = {
+    "casts and shifts that fit": (
+        HEAD + "const int t = threadIdx.x;\nconst float z = fabsf(x[t]) * 50;\n"
+        "y[t] = (unsigned char)z + (int)-z + (unsigned)z + __float2uint_rz(-z) + (short)z;\n"
+        "y[t + 32] = (1u << t) + (-1 << 3) + (1 << t) + (-5 >> t) + (1ull << (t + 32)) + 2147483648u % 7;\n}",
+        (32, 1, FRESH),
+    ),
+    "vectors where they may lie": (
+        HEAD + "const int t = threadIdx.x;\nreinterpret_cast<float4*>(y)[t] = reinterpret_cast<const float4*>(x)[t];\n"
+        "struct Three { float a, b, c; };\nThree three = reinterpret_cast<const Three*>(x + 1)[t];\ny[4 * t] = three.b;\n}",
+        (16, 1, FRESH),
+    ),
     "a tile between two barriers": (
         HEAD + TILE + "for (int i = 0; i < 2; ++i) {\ns[t] = x[t + i];\n__syncthreads();\n"
         "y[t] = s[31 - t];\n__syncthreads();\n}\n}",

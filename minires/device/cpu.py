@@ -29,7 +29,6 @@ from .source import (
     HOST_HEADERS,
     MAX_POINTERS,
     MAX_SHARED,
-    NOT_WHILE_RECORDING,
     DeviceError,
     KernelText,
     Module,
@@ -39,6 +38,7 @@ from .source import (
     blank,
     expand_includes,
     find_kernels,
+    forbid_while_recording,
     named,
     parameter_name,
     place_of,
@@ -112,12 +112,8 @@ class Instruments:
 class Kernel(ctypes.Structure):
     """A compiled kernel, as launch.h has it."""
 
-    _fields_ = (
-        ("all", ctypes.c_void_p),
-        ("one", ctypes.c_void_p),
-        ("state", ctypes.c_void_p),
-        ("parameters", ctypes.CFUNCTYPE(ctypes.c_char_p)),
-    )
+    _pointers = ((name, ctypes.c_void_p) for name in ("all", "one", "state"))
+    _fields_ = (*_pointers, ("parameters", ctypes.CFUNCTYPE(ctypes.c_char_p)))
 
 
 @dataclass
@@ -393,7 +389,7 @@ class Recording:
     @contextlib.contextmanager
     def record(self) -> Iterator[None]:
         """Within this context what is launched is written down, and not done."""
-        self._device.recorded = self._steps
+        self._device.recorded, self._device.is_recording = self._steps, True
         try:
             with self.memory():
                 yield
@@ -401,7 +397,7 @@ class Recording:
             self._steps.clear()
             raise
         finally:
-            self._device.recorded = None
+            self._device.is_recording = False
 
     def replay(self) -> None:
         """Do what was recorded."""
@@ -421,14 +417,10 @@ class CpuDevice:
         self.threads = _thread_count()
         # A training step asks for the same sizes each time. Fresh memory costs a page fault every 4 KB, so keep it.
         self.pools: dict[int, list[tuple]] = defaultdict(list)
-        self.recorded: list[Callable[[], None]] | None = None  # while a graph is recorded, what it will do
+        self.is_recording = False
+        self.recorded: list[Callable[[], None]] = []  # while a graph is recorded, what it will do
         # None, or what compiles and runs the launches in this device's place: see minires/watch.
         self.watcher = self.default_watcher()
-
-    @property
-    def is_recording(self) -> bool:
-        """Whether launches are written down, for a graph, and not done."""
-        return self.recorded is not None
 
     def description(self) -> str:
         return f"cpu, {self.threads} threads, {' '.join(_compiler())}"
@@ -460,7 +452,7 @@ class CpuDevice:
     def assign(self, target: np.ndarray, source: np.ndarray) -> None:
         """Copy an array of the host or the device into a device array of the same shape and dtype."""
         if not _is_device_memory(source):
-            self._forbid_while_recording()
+            forbid_while_recording(self)
         self._do(functools.partial(np.copyto, target, source))
         if self.watcher:
             self.watcher.written(target)
@@ -469,14 +461,10 @@ class CpuDevice:
 
     def to_host(self, array: np.ndarray) -> np.ndarray:
         """A copy of a device array as a NumPy array."""
-        self._forbid_while_recording()
+        forbid_while_recording(self)
         if self.watcher:
             self.watcher.read(array)
         return np.array(array)
-
-    def _forbid_while_recording(self) -> None:
-        if self.is_recording:
-            raise DeviceError(NOT_WHILE_RECORDING)
 
     def when_read(self, check: Callable[[], None]) -> None:
         """Run `check`, which reads from the device: here at once, on a GPU when the host next waits for it anyway."""
@@ -496,10 +484,10 @@ class CpuDevice:
         return Recording(self)
 
     def _do(self, step: Callable[[], None]) -> None:
-        if self.recorded is None:
-            step()
-        else:
+        if self.is_recording:
             self.recorded.append(step)
+        else:
+            step()
 
     def compile(self, code: str, scalar: np.dtype) -> Module:
         """Compile CUDA C++, with `scalar` as scalar_t. Raises DeviceError with the compiler's message."""

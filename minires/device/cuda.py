@@ -16,7 +16,6 @@ from .source import (
     C_TYPE,
     HOST_HEADERS,
     MAX_POINTERS,
-    NOT_WHILE_RECORDING,
     DeviceError,
     KernelText,
     Module,
@@ -25,6 +24,7 @@ from .source import (
     base_name,
     expand_includes,
     find_kernels,
+    forbid_while_recording,
     named,
     parameter_name,
     split,
@@ -35,7 +35,8 @@ from .source import (
 
 def nvrtc_options(scalar: np.dtype) -> tuple[str, ...]:
     """The options that every kernel is compiled with."""
-    return ("-std=c++17", f"-Dscalar_t={C_TYPE[scalar.name]}", *(f"-I{path}" for path in _include_paths()))
+    known = "-DINFINITY=__int_as_float(0x7f800000)", "-DNAN=__int_as_float(0x7fffffff)"  # as math.h has it
+    return ("-std=c++17", f"-Dscalar_t={C_TYPE[scalar.name]}", *known, *(f"-I{path}" for path in _include_paths()))
 
 
 def _include_paths() -> list[Path]:
@@ -195,7 +196,7 @@ class CudaDevice:
     def to_device(self, array):
         """A copy of a host array, or of one on the device, in device memory."""
         if isinstance(array, np.ndarray):
-            self._forbid_while_recording()
+            forbid_while_recording(self)
         return self._cupy.array(array, order="C")
 
     def filled(self, shape: tuple[int, ...], dtype: np.dtype, value: float) -> Any:
@@ -205,7 +206,7 @@ class CudaDevice:
     def assign(self, target: Any, source: Any) -> None:
         """Copy an array of the host or the device into a device array of the same shape and dtype."""
         if isinstance(source, np.ndarray):
-            self._forbid_while_recording()
+            forbid_while_recording(self)
             target.set(source)
         else:
             self._cupy.copyto(target, source)
@@ -215,7 +216,7 @@ class CudaDevice:
 
         CUDA copies without waiting only from pinned memory, which must stay as it is until the copy is done.
         """
-        self._forbid_while_recording()
+        forbid_while_recording(self)
         self._in_flight = [pair for pair in self._in_flight if not pair[1].done]
         pinned, event = self._cupy.cuda.alloc_pinned_memory(source.nbytes), self._cupy.cuda.Event()
         np.frombuffer(pinned, source.dtype, source.size)[...] = source.reshape(-1)
@@ -225,7 +226,7 @@ class CudaDevice:
 
     def to_host(self, array: Any) -> np.ndarray:
         """A copy of a device array as a NumPy array."""
-        self._forbid_while_recording()
+        forbid_while_recording(self)
         copy = self._cupy.asnumpy(array)
         checks, self._checks = self._checks, {}
         for check in checks:
@@ -235,10 +236,6 @@ class CudaDevice:
     def when_read(self, check: Callable[[], None]) -> None:
         """Run `check`, which reads from the device, when the host next waits for it anyway."""
         self._checks[check] = None
-
-    def _forbid_while_recording(self) -> None:
-        if self.is_recording:
-            raise DeviceError(NOT_WHILE_RECORDING)
 
     def synchronize(self) -> None:
         """Wait until all launched kernels have ended."""

@@ -103,12 +103,15 @@ static inline float rcbrtf(float x) { return 1.0f / cbrtf(x); }
 static inline float fdividef(float x, float y) { return x / y; }
 static inline float __fdividef(float x, float y) { return x / y; }
 static inline float __saturatef(float x) { return fminf(fmaxf(x, 0.0f), 1.0f); }  // NaN becomes 0
-static inline float sinpif(float x) { return sinf(x * 3.14159265358979f); }
-static inline float cospif(float x) { return cosf(x * 3.14159265358979f); }
-static inline double sinpi(double x) { return sin(x * 3.14159265358979323846); }
-static inline double cospi(double x) { return cos(x * 3.14159265358979323846); }
-static inline float norm3df(float x, float y, float z) { return sqrtf(x * x + y * y + z * z); }
-static inline float norm4df(float x, float y, float z, float w) { return sqrtf(x * x + y * y + z * z + w * w); }
+static inline double sinpi(double x) {  // the zeros of both are exact
+    const double t = remainder(x, 2.0);
+    return sin(3.14159265358979323846 * (fabs(t) > 0.5 ? copysign(1.0, t) - t : t));
+}
+static inline double cospi(double x) { return sin(3.14159265358979323846 * (0.5 - fabs(remainder(x, 2.0)))); }
+static inline float sinpif(float x) { return float(sinpi(x)); }
+static inline float cospif(float x) { return float(cospi(x)); }
+static inline float norm4df(double x, double y, double z, double w) { return float(sqrt(x * x + y * y + z * z + w * w)); }
+static inline float norm3df(double x, double y, double z) { return norm4df(x, y, z, 0); }
 static inline float rhypotf(float x, float y) { return 1.0f / hypotf(x, y); }
 static inline float rnorm3df(float x, float y, float z) { return 1.0f / norm3df(x, y, z); }
 static inline void sincospif(float x, float* s, float* c) { *s = sinpif(x), *c = cospif(x); }
@@ -152,7 +155,7 @@ static inline float __frsqrt_rn(float x) { return float(1.0 / sqrt(double(x))); 
 
 // Conversions as __float2int_rn: to nearest even, towards zero, up, down; out of range they saturate, as on a GPU.
 template <class To, class From> static inline To minires_convert(From x) {
-    if (x != x) return 0;
+    if (x != x) return sizeof(To) == 8 || sizeof(From) == 8 ? To(1ull << (8 * sizeof(To) - 1)) : To(0);  // as PTX's cvt has it
     constexpr To lowest = std::is_signed_v<To> ? To(1ull << (8 * sizeof(To) - 1)) : To(0);
     constexpr To highest = To(~lowest);
     return x <= From(lowest) ? lowest : x >= From(highest) ? highest : To(x);
@@ -167,6 +170,9 @@ MINIRES_CONVERSION(float, float, int, int) MINIRES_CONVERSION(float, float, uint
 MINIRES_CONVERSION(float, float, ll, long long) MINIRES_CONVERSION(float, float, ull, unsigned long long)
 MINIRES_CONVERSION(double, double, int, int) MINIRES_CONVERSION(double, double, uint, unsigned)
 MINIRES_CONVERSION(double, double, ll, long long) MINIRES_CONVERSION(double, double, ull, unsigned long long)
+static inline int __double2hiint(double x) { return int(__double_as_longlong(x) >> 32); }
+static inline int __double2loint(double x) { return int(__double_as_longlong(x)); }
+static inline double __hiloint2double(int hi, int lo) { return __longlong_as_double((long long)hi << 32 | unsigned(lo)); }
 static inline float __double2float_rn(double x) { return float(x); }
 
 static inline int __popc(unsigned x) { return __builtin_popcount(x); }
@@ -186,10 +192,7 @@ static inline unsigned long long __brevll(unsigned long long x) {
 static inline unsigned __byte_perm(unsigned x, unsigned y, unsigned selector) {
     const unsigned long long bytes = (unsigned long long)y << 32 | x;
     unsigned result = 0;
-    for (int i = 0; i < 4; ++i) {
-        const unsigned which = selector >> (4 * i) & 15, byte = bytes >> (8 * (which & 7)) & 255;
-        result |= (which & 8 ? (byte & 128 ? 255u : 0u) : byte) << (8 * i);
-    }
+    for (int i = 0; i < 4; ++i) result |= unsigned(bytes >> 8 * (selector >> 4 * i & 7) & 255) << 8 * i;
     return result;
 }
 static inline unsigned __funnelshift_l(unsigned lo, unsigned hi, unsigned n) {

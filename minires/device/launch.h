@@ -24,7 +24,8 @@ struct minires_kernel {
 
 void minires_barrier(minires_state*, int id, const char* file, int line);
 int minires_vote(minires_state*, bool yes, int id, const char* file, int line);  // how many of the block say yes
-// Shows 8 bytes to the lanes of the mask, and gives what these show; `source` is the lane that is wanted, if it is one.
+// Shows 8 bytes to the lanes of the mask, and gives what these show; `source` is the lane that is wanted, 32 where that is none,
+// 33 where the lanes also see what the others have written: only a barrier orders memory, no vote and no shuffle.
 const uint64_t* minires_exchange(minires_state*, unsigned mask, unsigned source, uint64_t value, const char* file, int line);
 unsigned minires_converge(minires_state*, const char* file, int line);  // the lanes that have come to the same place
 [[noreturn]] void minires_stop(minires_state*, const char* file, int line, const char* what);

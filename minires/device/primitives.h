@@ -95,7 +95,7 @@ MINIRES_REDUCE(__reduce_min_sync, int, a < b ? a : b) MINIRES_REDUCE(__reduce_ma
 MINIRES_REDUCE(__reduce_and_sync, unsigned, a & b) MINIRES_REDUCE(__reduce_or_sync, unsigned, a | b)
 MINIRES_REDUCE(__reduce_xor_sync, unsigned, a ^ b)
 
-static inline void __syncwarp(unsigned mask = 0xffffffffu, MINIRES_CALLER) { minires::exchange(mask, 0, file, line); }
+static inline void __syncwarp(unsigned mask = 0xffffffffu, MINIRES_CALLER) { minires::warp_barrier(mask, file, line); }
 #define __syncthreads_or(predicate) int(__syncthreads_count(predicate) != 0)
 #define __syncthreads_and(predicate) int(__syncthreads_count(!(predicate)) == 0)
 #define __threadfence_system __threadfence

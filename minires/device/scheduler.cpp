@@ -3,10 +3,12 @@
 #include "scheduler.h"
 
 #include <dlfcn.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <ucontext.h>
 
 #include "fibers.h"
 
@@ -19,17 +21,26 @@ struct Stop {};
 
 struct Owner {  // until the OS thread ends
     Block* const block = static_cast<Block*>(aligned_alloc(alignof(Block), sizeof(Block)));
-    Owner() { block->fiber_count = block->parked_count = 0; }
+    stack_t signal_stack{};
+    Owner() {
+        block->fiber_count = block->parked_count = 0;
+        signal_stack.ss_sp = malloc(signal_stack.ss_size = 64 * 1024);
+    }
     ~Owner() {
+        stack_t none = signal_stack;
+        none.ss_flags = SS_DISABLE;
+        sigaltstack(&none, nullptr);
+        free(signal_stack.ss_sp);
         for (unsigned i = 0; i < block->fiber_count; ++i) munmap(block->fibers[i].stack, stack_bytes);
         free(block);
     }
 };
 
-Block& this_block() {
-    static thread_local const Owner owner;
-    return *owner.block;
+static const Owner& owner() {
+    static thread_local const Owner of_this_thread;
+    return of_this_thread;
 }
+Block& this_block() { return *owner().block; }
 
 uint3 index_of(const Block& b, unsigned t) {
     const uint3 n = *b.now->threads_;
@@ -89,7 +100,7 @@ INLINE void release_lanes_if_complete(Block& b, unsigned t, unsigned last) {
         b.wait[u] = READY;
     }
     b.waiting[warp] &= ~mask;
-    if (b.watcher) b.watcher->released(WARP, warp * 32, warp * 32 + 32);
+    if (b.watcher && b.threads[t].is_barrier) b.watcher->released(WARP, warp * 32, warp * 32 + 32);
 }
 
 // Once nobody can go on, the lanes of a warp that wait at the same __activemask() have converged.
@@ -241,6 +252,64 @@ static void run_as_fibers(Block& b) {
     b.position = b.count - 1;
 }
 
+// Signals: what a GPU survives, or ends a launch for, must not end the process. The thread's block ends where it was begun.
+
+static __thread Block* running;  // on this OS thread, now
+constexpr int signals[] = {SIGFPE, SIGILL, SIGSEGV, SIGBUS};
+static struct sigaction before[4];  // who was asked of each
+
+struct Machine { uint64_t pc, stack; };
+static Machine machine_of(void* context) {
+    const auto& machine = static_cast<ucontext_t*>(context)->uc_mcontext;
+#if defined(__APPLE__) && defined(__aarch64__)
+    return {machine->__ss.__pc, machine->__ss.__sp};
+#elif defined(__APPLE__)
+    return {machine->__ss.__rip, machine->__ss.__rsp};
+#elif defined(__x86_64__)
+    return {uint64_t(machine.gregs[REG_RIP]), uint64_t(machine.gregs[REG_RSP])};
+#else
+    return {machine.pc, machine.sp};
+#endif
+}
+
+static void on_signal(int number, siginfo_t* info, void* context) {
+    Block* const b = running;
+    if (!b) {  // not a kernel's: it comes again, to who was asked before
+        for (int i = 0; i < 4; ++i)
+            if (signals[i] == number) sigaction(number, &before[i], nullptr);
+        return;
+    }
+    running = nullptr;
+    const Machine now = machine_of(context);
+    const uint64_t address = uint64_t(info->si_addr);
+    const bool is_memory = number == SIGSEGV || number == SIGBUS;
+    const bool overflowed = is_memory && address + guard_bytes > now.stack && address < now.stack + guard_bytes;
+    char what[200];
+    snprintf(what, sizeof what,
+             number == SIGFPE   ? "an integer was divided by zero, or the smallest one by -1; a GPU goes on, with some value"
+             : number == SIGILL ? "what comes here is undefined: a function that ends without its value, or an endless loop"
+             : overflowed       ? "the thread's stack overflowed: endless recursion, or large local arrays"
+                                : "an access to address 0x%llx, where nothing is", (unsigned long long)address);
+    const char* const kind = overflowed ? "sync" : is_memory ? "mem" : "value";
+    const uint3 t = *b->now->thread_, g = *b->now->block_;
+    if (b->watcher) b->watcher->signalled(kind, what, now.pc);
+    else snprintf(b->message, sizeof b->message, "block (%u, %u, %u), thread (%u, %u, %u): %s", g.x, g.y, g.z, t.x, t.y, t.z, what);
+    siglongjmp(b->landing, 1);
+}
+
+static void listen() {
+    static const bool is_address_sanitized = dlsym(RTLD_DEFAULT, "__asan_unpoison_memory_region");  // which tells more
+    if (is_address_sanitized) return;
+    sigaltstack(&owner().signal_stack, nullptr);
+    for (int i = 0; i < 4; ++i) {
+        struct sigaction action {}, old {};
+        action.sa_sigaction = on_signal;
+        action.sa_flags = SA_SIGINFO | SA_ONSTACK | SA_NODEFER;
+        sigaction(signals[i], &action, &old);
+        if (old.sa_sigaction != on_signal) before[i] = old;
+    }
+}
+
 void prepare(Block& b, const minires_kernel* kernel, const unsigned* g, void** args, Watcher* watcher) {
     b.kernel = kernel;
     b.now = kernel->state_();
@@ -250,6 +319,7 @@ void prepare(Block& b, const minires_kernel* kernel, const unsigned* g, void** a
     *b.now->grid_ = {g[0], g[1], g[2]};
     *b.now->threads_ = {g[3], g[4], g[5]};
     b.now->scheduler_ = &b;
+    listen();
 }
 
 bool run(Block& b, uint64_t i) {
@@ -257,7 +327,9 @@ bool run(Block& b, uint64_t i) {
     *b.now->block_ = {unsigned(i % grid.x), unsigned(i / grid.x % grid.y), unsigned(i / grid.x / grid.y)};
     b.now->are_fibers_ = b.stopped = false;
     *b.message = 0;
-    try {
+    running = &b;
+    if (sigsetjmp(b.landing, 0)) b.stopped = true;
+    else try {
         if (b.watcher) run_as_fibers(b);
         else b.kernel->all_(b.args);
         if (b.now->are_fibers_) {
@@ -267,6 +339,7 @@ bool run(Block& b, uint64_t i) {
         }
     } catch (Stop) {
     }
+    running = nullptr;
     if (b.stopped) renew_fibers(b);
     return !b.stopped;
 }
@@ -327,6 +400,7 @@ int minires_vote(minires_state* state, bool yes, int id, const char* file, int l
 const uint64_t* minires_exchange(minires_state* state, unsigned mask, unsigned source, uint64_t value, const char* file, int line) {
     Block& b = block_of(state);
     b.threads[b.running].offered = value;
+    b.threads[b.running].is_barrier = source == 33;
     wait(b, WARP, mask, file, line);
     if (source < 32 && !(mask >> source & 1) && b.watcher && b.watcher->strict) {
         fault(b, b.running, "a shuffle from a lane that the mask does not name");

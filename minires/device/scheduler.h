@@ -1,6 +1,7 @@
 // The threads of a block, which take turns on one OS thread.
 #pragma once
 
+#include <setjmp.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -24,6 +25,7 @@ struct Watcher {
     virtual void released(Wait from, unsigned first, unsigned end) = 0;
     virtual void all_wait() = 0;  // nobody can go on before the barrier is released, or ever
     virtual void fault(const char* kind, unsigned thread, const char* what) = 0;
+    virtual void signalled(const char* kind, const char* what, uint64_t pc) = 0;  // the running thread was, by the system
     bool strict;  // a barrier that a thread has left without is a fault, and a shuffle from a lane outside of the mask
 };
 
@@ -38,6 +40,7 @@ struct alignas(64) Thread {
     const uint64_t* seen;  // what the lanes of its mask have shown
     uint64_t offered;      // to them
     unsigned mask;         // of a warp primitive; the number of a barrier
+    bool is_barrier;       // of the warp: see launch.h
     int line;              // where it waits, in `file`
     const char* file;
 };
@@ -56,7 +59,8 @@ struct Block {
     unsigned position;    // of the running thread in `turns`
     bool stopped;
     int votes[3];  // of __syncthreads_count; [generation % 3] is added to while the one before is still read
-    char message[512];  // of a failed assertion
+    char message[512];  // of a failed assertion, or a signal
+    sigjmp_buf landing; // where a signal ends the block
     Wait wait[most_threads];
     unsigned turns[most_threads];
     unsigned waiting[most_threads / 32], ended[most_threads / 32];  // lanes of each warp: at a primitive, or ended or absent

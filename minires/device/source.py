@@ -16,11 +16,14 @@ _PACKAGE = Path(__file__).resolve().parent.parent
 KERNELS_DIR = next(d for d in (_PACKAGE / "kernels", _PACKAGE.parent / "kernels") if d.is_dir())
 
 
-NOT_WHILE_RECORDING = "a recorded function must not bring data from or to the host: see minires.graph"
-
-
 class DeviceError(RuntimeError):
     """A device cannot be used, or a kernel could not be compiled or did not run to its end."""
+
+
+def forbid_while_recording(device: Any) -> None:
+    """Raise DeviceError where a graph is being recorded: what the host reads or writes is not in it."""
+    if device.is_recording:
+        raise DeviceError("a recorded function must not bring data from or to the host: see minires.graph")
 
 
 # Sources

@@ -18,6 +18,7 @@ namespace minires {
 static inline const uint64_t* exchange(unsigned mask, uint64_t value, const char* file, int line, unsigned source = 32) {
     return minires_exchange(&minires_now, mask, source, value, file, line);
 }
+static inline void warp_barrier(unsigned mask, const char* file, int line) { exchange(mask, 0, file, line, 33); }
 static inline unsigned converge(const char* file, int line) { return minires_converge(&minires_now, file, line); }
 [[noreturn]] static inline void stop(const char* file, int line, const char* what) {
     minires_stop(&minires_now, file, line, what);

@@ -30,11 +30,11 @@ CpuDevice.default_watcher = staticmethod(_of_the_process)
 def sanitize(checks: str | Iterable[str] = "all", seed: int = 0) -> Iterator[None]:
     """Within this context kernels run slowly, one thread after another, and what CUDA leaves undefined is an error.
 
-    `checks` are "all" or some of "race", "mem", "init" and "sync", as a list or with commas between; MINIRES_SANITIZE
-    is the same for a whole process. Launches run in forward, reverse and random orders, which `seed` decides. Only
-    arrays made within the context are checked for "init". Raises SanitizerError, with kernel, source line, block,
-    thread, array and index, where it finds something; ValueError for an unknown check; DeviceError on a GPU, where
-    NVIDIA's compute-sanitizer does this.
+    `checks` are "all" or some of "race", "mem", "init", "sync" and "value", where a GPU computes another one than a CPU, as
+    a list or with commas between; MINIRES_SANITIZE is the same for a whole process. Launches run in forward, reverse and
+    random orders, which `seed` decides. Only arrays made within the context are checked for "init". Raises SanitizerError,
+    with kernel, source line, block, thread, array and index, where it finds something; ValueError for an unknown check;
+    DeviceError on a GPU, where NVIDIA's compute-sanitizer does this.
     """
     now = device.current()
     if now.name != "cpu":

@@ -1,7 +1,7 @@
 // The four jobs of NVIDIA's compute-sanitizer (racecheck, memcheck, initcheck; the engine does synccheck).
 //
 // Every array has a Cell for each element, which knows whether it was written and who touched it last. Two accesses to an
-// element, one of them a write, are a race unless a barrier of their block, or a warp primitive of their warp, lies
+// element, one of them a write, are a race unless a barrier of their block or of their warp (no vote, no shuffle) lies
 // between them, or a fence and then an atomic operation, at a place where the second thread has done one before its access.
 // Two atomic operations are no race; and a read whose thread goes on with an atomic operation at that place, as in a loop
 // around atomicCAS, counts as a part of it.

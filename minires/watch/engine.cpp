@@ -3,7 +3,6 @@
 #include "engine.h"
 
 #include <dlfcn.h>
-#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -75,6 +74,13 @@ void fail(const char* kind) {
 
 [[noreturn]] void leave() { minires::leave(*block); }
 
+void fail_at(const char* kind, unsigned check, void* caller) {
+    if (!(checks & check) || !watching) return;
+    report->pc = uint64_t(static_cast<char*>(caller) - image_begin);
+    fail(kind);
+    leave();
+}
+
 void name_array(const Array& array, int64_t index) {
     report->region = array.number;
     report->index = index;
@@ -145,6 +151,11 @@ struct Engine : minires::Watcher {
         pass_on(first, std::min<size_t>(end, threads.size()));
     }
     void all_wait() override { observer->all_wait(); }
+    void signalled(const char* kind, const char* what, uint64_t pc) override {
+        snprintf(report->text, sizeof report->text, "%s", what);
+        report->pc = pc + 1 - uint64_t(image_begin);  // as if it were where a call returns to
+        fail(kind);
+    }
     void fault(const char* kind, unsigned t, const char* what) override {
         block->running = t;
         snprintf(report->text, sizeof report->text, "%s:%d: %s", block->threads[t].file, block->threads[t].line, what);
@@ -169,20 +180,8 @@ static void run_block() {
     observer->end_block();
 }
 
-static void on_segmentation_fault(int number, siginfo_t* info, void*) {
-    const char* address = static_cast<char*>(info->si_addr);
-    const char* const stack = block->threads[block->running].stack;
-    if (watching && address >= stack && address < stack + minires::guard_bytes) {
-        snprintf(report->text, sizeof report->text, "the thread's stack overflowed: endless recursion, or large local arrays");
-        fail("sync");
-        leave();
-    }
-    signal(number, SIG_DFL);
-}
-
 int run(Observer& by, const minires_kernel* kernel, const unsigned* grid_and_block, uint64_t shared_bytes, void** args,
         const std::vector<Region>& regions, const std::vector<unsigned>& blocks, int wanted_order, uint64_t seed) {
-    static char signal_stack[64 * 1024];
     Dl_info info;
     dladdr(reinterpret_cast<void*>(kernel->one_), &info);
     image_begin = image_end = static_cast<char*>(info.dli_fbase);  // the end is told when a thread begins
@@ -203,16 +202,6 @@ int run(Observer& by, const minires_kernel* kernel, const unsigned* grid_and_blo
         arrays.push_back({r.base, r.bytes, r.element, r.cell, nullptr, int64_t(arrays.size()), r.initialized, 0});
     arguments = arrays.size();
 
-    stack_t alternate{}, before;
-    alternate.ss_sp = signal_stack;
-    alternate.ss_size = sizeof signal_stack;
-    struct sigaction action {}, previous, previous_bus;
-    action.sa_sigaction = on_segmentation_fault;
-    action.sa_flags = SA_SIGINFO | SA_ONSTACK | SA_NODEFER;
-    sigaltstack(&alternate, &before);
-    sigaction(SIGSEGV, &action, &previous);
-    sigaction(SIGBUS, &action, &previous_bus);  // macOS
-
     std::vector<unsigned> chosen = blocks;
     if (order == REVERSE) std::reverse(chosen.begin(), chosen.end());
     if (order == RANDOM) std::shuffle(chosen.begin(), chosen.end(), random_order);
@@ -221,9 +210,6 @@ int run(Observer& by, const minires_kernel* kernel, const unsigned* grid_and_blo
         block_number = b;
         run_block();
     }
-    sigaction(SIGBUS, &previous_bus, nullptr);
-    sigaction(SIGSEGV, &previous, nullptr);
-    sigaltstack(&before, nullptr);
     return block->stopped;
 }
 

@@ -16,7 +16,7 @@ struct Report {
     uint64_t elements, pc, other_pc;
     uint3 block, thread;
 };
-enum { RACE = 1, MEM = 2, INIT = 4, SYNC = 8 };
+enum { RACE = 1, MEM = 2, INIT = 4, SYNC = 8, VALUE = 16 };
 enum { FORWARD, REVERSE, RANDOM };
 
 namespace watch {
@@ -57,6 +57,7 @@ extern std::vector<unsigned> warp_epochs;              // count each warp's prim
 extern unsigned fences;                                // counts the launch's __threadfence()
 extern Report* report;
 
+void fail_at(const char* kind, unsigned check, void* caller);  // and leaves, if that is to be checked
 unsigned acquired();  // the running thread sees what was done before so many fences
 void name_array(const Array& array, int64_t index);
 void fail(const char* kind);  // the launch ends when the running thread leaves or all wait

@@ -22,30 +22,16 @@ _RED_ZONE = 4096
 class Region(ctypes.Structure):
     """An argument, as engine.h has it."""
 
-    _fields_ = (
-        ("base", ctypes.c_void_p),
-        ("bytes", ctypes.c_uint64),
-        ("element", ctypes.c_uint64),
-        ("cell", ctypes.c_uint64),
-        ("initialized", ctypes.c_void_p),
-    )
+    _sizes = ((name, ctypes.c_uint64) for name in ("bytes", "element", "cell"))
+    _fields_ = (("base", ctypes.c_void_p), *_sizes, ("initialized", ctypes.c_void_p))
 
 
 class Report(ctypes.Structure):
     """Where and why a launch was stopped, as engine.h has it."""
 
-    _fields_ = (
-        ("kind", ctypes.c_char * 8),
-        ("text", ctypes.c_char * 512),
-        ("name", ctypes.c_char * 64),
-        ("region", ctypes.c_int64),
-        ("index", ctypes.c_int64),
-        ("elements", ctypes.c_uint64),
-        ("pc", ctypes.c_uint64),
-        ("other_pc", ctypes.c_uint64),
-        ("block", ctypes.c_uint * 3),
-        ("thread", ctypes.c_uint * 3),
-    )
+    _texts = (("kind", ctypes.c_char * 8), ("text", ctypes.c_char * 512), ("name", ctypes.c_char * 64))
+    _numbers = ((name, ctypes.c_int64) for name in ("region", "index", "elements", "pc", "other_pc"))
+    _fields_ = (*_texts, *_numbers, ("block", ctypes.c_uint * 3), ("thread", ctypes.c_uint * 3))
 
 
 # Shared arrays: each one that is declared becomes one between red zones, and keeps its name (see watched.h)
@@ -96,21 +82,20 @@ def rewrite_shared(unit: str) -> str:
     return f"{''.join(parts)}{unit[end:]}\nvoid minires::minires_globals() {{ {known}}}\n"
 
 
+_WATCHED = (
+    "-O1",
+    "-g1",
+    "-gdwarf-4",
+    "-fsanitize=thread,float-cast-overflow,shift-exponent,alignment",
+    "-fsanitize-recover=all",
+)
 INSTRUMENTS = Instruments(
     header=_HERE / "watched.h",
-    runtime=tuple(_HERE / name for name in ("engine.cpp", "checks.cpp", "counters.cpp")),
+    runtime=tuple(_HERE / name for name in ("engine.cpp", "checks.cpp", "values.cpp", "counters.cpp")),
     rewrite=rewrite_shared,
     # Of DWARF 5, addr2line of binutils 2.40 gets a unit's first file wrong. Loads of vectors are to stay whole.
-    gcc_flags=("-O1", "-g1", "-gdwarf-4", "-fno-tree-sra", "-fsanitize=thread"),
-    clang_flags=(
-        "-O1",
-        "-g1",
-        "-gdwarf-4",
-        "-fno-builtin",
-        "-fsanitize=thread",
-        "-mllvm",
-        "-tsan-instrument-read-before-write",
-    ),
+    gcc_flags=(*_WATCHED, "-fno-tree-sra"),
+    clang_flags=(*_WATCHED, "-fno-builtin", "-mllvm", "-tsan-instrument-read-before-write"),
 )
 
 

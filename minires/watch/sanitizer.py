@@ -14,12 +14,12 @@ from ..device.cpu import CpuDevice, Library, compile_library
 from ..device.source import DeviceError
 from .engine import INSTRUMENTS, WatchedLaunch, cell_of
 
-CHECKS = {"race": 1, "mem": 2, "init": 4, "sync": 8}
+CHECKS = {"race": 1, "mem": 2, "init": 4, "sync": 8, "value": 16}
 _ORDERS = ("forward", "reverse", "random")
 
 
 class SanitizerError(DeviceError):
-    """A kernel did what CUDA leaves undefined. `kind` is race, mem, init or sync."""
+    """A kernel did what CUDA leaves undefined. `kind` is race, mem, init, sync or value."""
 
     def __init__(self, kind: str, message: str) -> None:
         super().__init__(f"{kind}: {message}")

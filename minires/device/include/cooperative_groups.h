@@ -42,7 +42,7 @@ struct thread_group {
     thread_group(thread_block) {}
     void sync(MINIRES_CALLER) const {
         if (mask == 0) thread_block::sync();
-        else minires::exchange(mask, 0, file, line);
+        else minires::warp_barrier(mask, file, line);
     }
     unsigned size() const { return mask == 0 ? thread_block::size() : __popc(mask); }
     unsigned num_threads() const { return size(); }

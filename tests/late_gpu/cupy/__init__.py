@@ -6,10 +6,12 @@ stands beside the code that keeps it, with where it is written: _queues.py, _mem
 
 from . import _queues, cuda
 from ._arrays import array, asnumpy, copyto, empty, empty_like, full, ndarray
-from ._kernels import RawModule
+from ._kernels import RawModule, nvrtc
 
 __all__ = ["RawModule", "array", "asnumpy", "copyto", "cuda", "empty", "empty_like", "full", "ndarray"]
 __version__ = "14.2.0"
+nvrtc()  # becomes cupy.cuda.nvrtc
+del nvrtc
 
 
 def late_seed(seed: int) -> None:
