@@ -367,6 +367,8 @@ class Translator:
             raise KeyError
         else:
             flush, saturate = "ftz" in mods and kind == "float", "sat" in mods
+            if saturate and kind not in FLOATS:
+                raise KeyError
             values = [f"ptx::ftz({v})" for v in values] if flush else values
             mode = self.one_of(ROUND, "FE_TONEAREST")
             call = f"ptx::{name}<{kind}>({', '.join(values)})"
@@ -421,6 +423,8 @@ class Translator:
 
     def do_setp(self, d: str, x: str, y: str, c: str = "") -> str:
         first, _, second = d.partition("|")
+        if "ftz" in self.mods:
+            raise KeyError
         compared = self.one_of(COMPARE).format(self.value(x, self.kind), self.value(y, self.kind))
         if not c and not second:
             return self.to(first, compared, "bool")

@@ -214,6 +214,8 @@ def test_what_a_gpu_refuses(body, message):
         "cvt.rn.f16.f32 %rs1, %f2;",
         "min.NaN.f32 %f4, %f2, %f3;",
         "bar.sync 1, 64;",
+        "add.sat.s32 %r4, %r2, %r3;",
+        "setp.lt.ftz.f32 %p1, %f2, %f3;",
         "mov.u32 %r4, %warpid;",
         "tex.2d.v4.f32.s32 {%f1, %f2, %f3, %f4}, [t, {%r1, %r2}];",
     ],
