@@ -22,7 +22,7 @@ __global__ void conv3x3(const scalar_t* __restrict__ x, const scalar_t* __restri
                         const scalar_t* __restrict__ bias, const scalar_t* __restrict__ added, scalar_t eps) {
     constexpr int DEPTH = run_of(C, 4), GROUPS = O / TO;
     __shared__ __align__(64) scalar_t xs[(ROWS - 1) * S + 3][(COLUMNS - 1) * S + 3][C + DEPTH / 4 * 4];  // + 4: other banks
-    __shared__ scalar_t scale[O];
+    __shared__ __align__(16) scalar_t scale[O];
     const int tiles_x = (OW + COLUMNS - 1) / COLUMNS, tiles = tiles_x * ((OH + ROWS - 1) / ROWS);
     const int y0 = blockIdx.x % tiles / tiles_x * ROWS, x0 = blockIdx.x % tiles_x * COLUMNS;
     const long long n = blockIdx.x / tiles;
@@ -49,13 +49,14 @@ __global__ void conv3x3(const scalar_t* __restrict__ x, const scalar_t* __restri
                             for (int j = 0; j < TO; ++j) sum[p].v[j] += left[p * S + ky] * right.v[j];
                     }
                 }
+        Run<TO> mid = {}, factor = {}, shift = {};
+        if (NORMALISE) mid = load<TO>(mean + o), factor = load<TO>(scale + o), shift = load<TO>(bias + o);
 #pragma unroll
         for (int p = 0; p < TP; ++p) {
             const int oy = y0 + row + p, ox = x0 + column;
             if (oy >= OH || ox >= OW) continue;
             const long long at = ((n * OH + oy) * OW + ox) * O + o;
-            for (int j = 0; NORMALISE && j < TO; ++j)
-                sum[p].v[j] = normalised(sum[p].v[j], mean[o + j], scale[o + j], bias[o + j]);
+            for (int j = 0; NORMALISE && j < TO; ++j) sum[p].v[j] = normalised(sum[p].v[j], mid.v[j], factor.v[j], shift.v[j]);
             if (ADD) add_to(sum[p], load<TO>(added + at));
             for (int j = 0; NORMALISE && j < TO; ++j) sum[p].v[j] = sum[p].v[j] <= 0 ? scalar_t(0) : sum[p].v[j];
             store(y + at, sum[p]);

@@ -4,8 +4,8 @@
 //   dz[n, c]  = d_loss/N ( softmax(z[n])[c] - (1 - s) [c = t_n] - s/C )
 //
 // The largest logit of a row is subtracted before exp, which then cannot overflow; the result is the same.
-// Launch: one row a thread (C is 10 here); forward has one block, whose threads stride over the rows, for the mean. Bytes:
-// N * C elements. Limit: latency. Source: PyTorch, torch.nn.functional.cross_entropy.
+// Launch: one row a thread (C is 10 here); forward has one block of whole warps, whose threads stride over rows, for the mean.
+// Bytes: N * C elements. Limit: latency. Source: PyTorch, torch.nn.functional.cross_entropy.
 #include "common.cuh"
 
 __device__ inline scalar_t row_max(const scalar_t* z, int C) {
@@ -14,7 +14,6 @@ __device__ inline scalar_t row_max(const scalar_t* z, int C) {
     return largest;
 }
 
-// blockDim.x must be a multiple of 32.
 extern "C" __global__ void cross_entropy_forward(const scalar_t* __restrict__ logits, const int* __restrict__ labels,
                                                  scalar_t* __restrict__ loss, int N, int C, scalar_t smoothing) {
     scalar_t losses = 0;
