@@ -36,11 +36,13 @@ PTX_KINDS = (  # the first that an operation begins with
 )
 SASS_KINDS = (
     (r"[FD]FMA", "multiply-add"),
-    (r"BRA|BSSY|BSYNC|EXIT|BAR|WARPSYNC|CALL|RET|U?ISETP|[FD]SETP|U?PLOP3|U?SEL|FSEL", "control"),
+    (
+        r"BRA|BSSY|BSYNC|EXIT|BAR|WARPSYNC|CALL|RET|U?ISETP|[FD]SETP|U?PLOP3|U?SEL|FSEL|NOP|DEPBAR|ERRBAR|MEMBAR",
+        "control",
+    ),
     (r"[FD](?:ADD|MUL|MNMX)|MUFU|I2F|F2I|F2F|FCHK", "other arithmetic"),
     (r"SHFL|VOTE|MATCH|REDUX", "warp primitive"),
     (r"U?MOV|S2U?R|CS2R|R2UR", "move"),
-    (r"NOP|DEPBAR|ERRBAR|MEMBAR", "control"),
     (r"", "address arithmetic"),
 )
 SPACES = {"S": "shared", "G": "global", "L": "local", "C": "constant", "": "generic"}
@@ -81,6 +83,11 @@ def kind_of(operation: str, kinds: tuple[tuple[str, str], ...]) -> str:
         bits = re.search(r"\.[US]?(8|16|64|128)\b", found[3])
         return f"{what} {SPACES[found[2]]} {int(bits[1]) // 8 if bits else 4} B"
     return next(kind for pattern, kind in kinds if re.match(pattern, operation))
+
+
+def innermost(loops: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Those, from a place to another, that hold no other of them."""
+    return [one for one in loops if not any(a >= one[0] and b <= one[1] and (a, b) != one for a, b in loops)]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -128,7 +135,7 @@ def busiest(blocks: list[ptx.Block], counts: list[int], code: str) -> Loop | Non
         operation, operands, _ = block.instructions[-1] if block.instructions else ("", [], 0)
         if operation.startswith("bra") and at[operands[0]] <= i and counts[i]:
             loops.append((at[operands[0]], i))
-    inner = [one for one in loops if not any(a >= one[0] and b <= one[1] and (a, b) != one for a, b in loops)]
+    inner = innermost(loops)
     if not inner:
         return None
     first, last = max(
@@ -185,8 +192,7 @@ def machine_loop(code: str, kernel: str, architecture: int, scalar: np.dtype) ->
             target = re.search(r"`\((\.L_x_\d+)\)", found[2])
             if found[1].startswith("BRA") and target and target[1] in labels and labels[target[1]] < len(lines) - 1:
                 loops.append((labels[target[1]], len(lines)))
-    inner = [one for one in loops if not any(a >= one[0] and b <= one[1] and (a, b) != one for a, b in loops)]
-    mixes = [Counter(kind_of(o, SASS_KINDS) for o in lines[a:b]) for a, b in inner]
+    mixes = [Counter(kind_of(o, SASS_KINDS) for o in lines[a:b]) for a, b in innermost(loops)]
     if not mixes:
         return None
     most = max(mixes, key=lambda mix: (mix["multiply-add"], mix.total()))

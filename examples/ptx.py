@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import re
 import struct
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -274,12 +275,8 @@ class Translator:
             return f"({kind}){self.address(text)}"
         if kind not in FLOATS:
             return f"({kind}){bits & 2**64 - 1}ull"
-        number = (
-            struct.unpack("<f", struct.pack("<I", bits))
-            if kind == "float"
-            else struct.unpack("<d", struct.pack("<Q", bits))
-        )
-        return f"{number[0].hex()}{FLOATS[kind]}" if math.isfinite(number[0]) else f"ptx::as<{kind}>({bits}ull)"
+        (number,) = struct.unpack(kind[0], bits.to_bytes(4 if kind == "float" else 8, sys.byteorder))
+        return f"{number.hex()}{FLOATS[kind]}" if math.isfinite(number) else f"ptx::as<{kind}>({bits}ull)"
 
     def address(self, text: str) -> str:
         """A register or a symbol, and a number added to it, as an integer."""
@@ -321,8 +318,7 @@ class Translator:
         if not MODIFIERS.issuperset(self.mods):
             raise self.error(text)
         self.kind, self.size = (C_TYPES[types[-1]], int(types[-1].strip("subfpred") or 8) // 8) if types else ("", 0)
-        self.source = self.kind if len(types) < 2 else C_TYPES[types[-1]]
-        self.target = C_TYPES[types[0]] if types else ""
+        self.target = C_TYPES[types[0]] if types else ""  # of a conversion, from self.kind
         try:
             make = getattr(self, f"do_{name}", None)
             code = make(*operands) if make else self.compute(name, *operands)
@@ -372,7 +368,7 @@ class Translator:
             values = [f"ptx::ftz({v})" for v in values] if flush else values
             mode = self.one_of(ROUND, "FE_TONEAREST")
             call = f"ptx::{name}<{kind}>({', '.join(values)})"
-            if kind in ("float", "double") and mode != "FE_TONEAREST":
+            if kind in FLOATS and mode != "FE_TONEAREST":
                 call = (
                     f"ptx::rounding<{mode}>([](auto... v) {{ return ptx::{name}<{kind}>(v...); }}, {', '.join(values)})"
                 )
@@ -435,19 +431,19 @@ class Translator:
         return code + (self.to(second, combined.format("!"), "bool") if second else "")
 
     def do_cvt(self, d: str, a: str) -> str:
-        to, source, floats = self.target, self.source, ("float", "double")
+        to, source = self.target, self.kind
         value = self.value(a, source)
         value = f"ptx::ftz({value})" if "ftz" in self.mods and source == "float" else value
         value = f"{self.one_of(WHOLE, '')}({value})"
-        if to not in floats and source in floats:
+        if to not in FLOATS and source in FLOATS:
             value = f"ptx::whole<{to}>({value})"
-        elif to not in floats:
+        elif to not in FLOATS:
             value = f"ptx::clamped<{to}>({value})" if "sat" in self.mods else f"{to}({value})"
         elif to != source:
             mode = self.one_of(ROUND, "FE_TONEAREST")
             value = f"ptx::rounding<{mode}>([](auto v) {{ return {to}(v); }}, {value})"
         for mod, function in (("ftz", "ftz"), ("sat", "saturated")):
-            value = f"ptx::{function}({value})" if mod in self.mods and to in floats else value
+            value = f"ptx::{function}({value})" if mod in self.mods and to in FLOATS else value
         return self.to(d, value, to)
 
     def do_cvta(self, d: str, a: str) -> str:
