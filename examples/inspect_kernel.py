@@ -14,9 +14,10 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import re
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,9 @@ from run_kernel import add_launch_options, launch_of, read_kernels
 
 import minires as mr
 from minires.device.source import named
-from minires.watch.counters import Access, Launch
+from minires.table import Table
+from minires.watch import display
+from minires.watch.counters import Launch
 
 STAGES = {
     0: (3, 16, 32, 1),
@@ -174,34 +177,6 @@ def step_table(report: dict) -> str:
 # A kernel's source
 
 
-def words(access: Access) -> str:
-    """An access in a margin's width: what against the least, and lanes."""
-    much, lanes = access.cost / max(access.cost_least, 1), access.lanes / access.requests
-    return f"{access.kind} {access.bytes} B {lanes:.0f} lanes, {much:.2f} x {access.unit}"
-
-
-def waste(accesses: list[Access]) -> str:
-    """The worst of a line: least, some or much."""
-    worst = max((max(a.cost / max(a.cost_least, 1), 32 * a.requests / a.lanes) for a in accesses), default=0.0)
-    return "" if not accesses else "least" if worst <= 1.25 else "some" if worst <= 2 else "much"
-
-
-def source_of(launch: Launch, code: str | None) -> dict[str, list[str]]:
-    """The lines of each file that the launch touched memory in."""
-    files = {}
-    for name in dict.fromkeys(a.file for a in launch.accesses):
-        path = mr.device.KERNELS_DIR / Path(name).name
-        text = path.read_text() if path.exists() else re.sub(r"\A(?:#line .*\n)+", "", code or launch.code)
-        files[name] = text.splitlines()
-    return files
-
-
-def touched_lines(launch: Launch, file: str, length: int) -> tuple[int, int]:
-    """The first and the last line of what is shown of a file: where the launch touched memory, and some more."""
-    touched = [a.line for a in launch.accesses if a.file == file]
-    return max(min(touched) - 12, 1), min(max(touched) + 3, length)
-
-
 def busiest_loops(launch: Launch, run: Callable[[], None], gpu: str) -> list[Loop]:
     """Of the kernel's PTX, executed, and of a GPU's machine code, as far as NVIDIA's programs are installed."""
     if not occupancy.has_nvrtc():
@@ -213,70 +188,79 @@ def busiest_loops(launch: Launch, run: Callable[[], None], gpu: str) -> list[Loo
     return [loop for loop in loops if loop]
 
 
-def listing(launch: Launch, code: str | None, loops: list[Loop]) -> str:
-    lines = [
-        f"{named(launch.kernel, launch.code)}, grid {launch.grid}, block {launch.block}: "
-        f"{launch.blocks_counted} blocks of {launch.blocks} counted"
-    ]
-    for name, source in source_of(launch, code).items():
-        lines.append(f"\n{name}")
-        first, last = touched_lines(launch, name, len(source))
-        for number in range(first, last + 1):
-            notes = [words(a) for a in launch.accesses if (a.file, a.line) == (name, number)]
-            lines.append(f"{number:5} {source[number - 1][:92]:92}  {notes[0] if notes else ''}".rstrip())
+@dataclass
+class Inspection:
+    """A launch, what NVRTC says of it for each GPU, and its busiest loops. str() is a listing; a notebook shows the page."""
+
+    launch: Launch
+    gpus: dict[str, dict]
+    loops: list[Loop]
+
+    def __repr__(self) -> str:
+        launch = self.launch
+        lines = [
+            f"{named(launch.kernel, launch.code)}, grid {launch.grid}, block {launch.block}: "
+            f"{launch.blocks_counted} blocks of {launch.blocks} counted"
+        ]
+        shown = None
+        for file, number, text, accesses in display.shown_lines(launch):
+            lines += [f"\n{file}"] * (file != shown)
+            notes, shown = [display.words(a) for a in accesses], file
+            lines.append(f"{number:5} {text[:92]:92}  {notes[0] if notes else ''}".rstrip())
             lines += [f"{'':100}{note}" for note in notes[1:]]
-    for name, gpu in on_gpus(launch).items():
-        lines.append(
-            f"{name}: {gpu['registers']} registers, {gpu['spill_bytes']} bytes spilled, {gpu['warps_by_resources']} warps a "
-            f"multiprocessor by resources, {gpu['warps_at_grid']:.1f} at this grid; at least {gpu['floor_us']:.1f} us"
-        )
-    return "\n".join([*lines, *map(str, loops)])
+        for name, gpu in self.gpus.items():
+            lines.append(
+                f"{name}: {gpu['registers']} registers, {gpu['spill_bytes']} bytes spilled, {gpu['warps_by_resources']} warps "
+                f"a multiprocessor by resources, {gpu['warps_at_grid']:.1f} at this grid; at least {gpu['floor_us']:.1f} us"
+            )
+        return "\n".join([*lines, *map(str, self.loops)])
+
+    def _repr_html_(self) -> str:
+        launch, totals = self.launch, [self.launch.total("global"), self.launch.total("shared")]
+        sums = [
+            [
+                f"{t.requests}",
+                f"{t.lanes / t.requests:.1f}",
+                f"{t.cost}",
+                f"{t.cost_least}",
+                f"{t.unit} ({t.space} memory)",
+            ]
+            for t in totals
+            if t.requests
+        ]
+        gpus = [
+            [f"{g['registers']}", f"{g['spill_bytes']}", f"{g['shared_bytes']}", f"{g['warps_by_resources']}",
+             f"{g['warps_at_grid']:.1f}", f"{g['waves']:.2f}", f"{g['floor_us']:.1f} \N{MICRO SIGN}s", name]
+            for name, g in self.gpus.items()
+        ]  # fmt: skip
+        head = ["registers", "spilled bytes", "shared bytes", "warps by resources", "warps at this grid", "waves"]
+        tables = Table(["requests", "lanes of 32", "cost", "least", "in"], sums)._repr_html_()
+        tables += Table([*head, "at least, by published figures", "GPU"], gpus)._repr_html_() if gpus else ""
+        loops = escape("\n".join(map(str, self.loops)))
+        return f"{display.STYLE}{tables}{display.launch_html(launch, requests=4)}<pre>{loops}</pre>"
+
+    def page(self) -> str:
+        """A page of its own, which needs no network."""
+        template = (Path(__file__).parent / "inspect_kernel.html").read_text()
+        title = display.heading(self.launch)
+        return template.replace("TITLE", title).replace("BODY", self._repr_html_())
 
 
-def page(launch: Launch, code: str | None) -> str:
-    """One page without a network. Raises SystemExit where jinja2 is not there."""
-    try:
-        import jinja2
-    except ImportError:
-        sys.exit("error: the page is drawn with jinja2, which is not installed: pip install jinja2")
-    lines, index = [], {id(a): i for i, a in enumerate(launch.accesses)}
-    for name, source in source_of(launch, code).items():
-        first, last = touched_lines(launch, name, len(source))
-        for number, text in enumerate(source[first - 1 : last], start=first):
-            here = [a for a in launch.accesses if (a.file, a.line) == (name, number)]
-            notes = [{"index": index[id(a)], "words": words(a)} for a in here]
-            lines.append({"number": number, "text": text, "accesses": notes, "waste": waste(here)})
-    template = (Path(__file__).parent / "inspect_kernel.html").read_text()
-    return (
-        jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-        .from_string(template)
-        .render(
-            title=f"{named(launch.kernel, launch.code)}: what a GPU would do",
-            launch=launch,
-            totals=[launch.total("global"), launch.total("shared")],
-            occupancy=on_gpus(launch),
-            lines=lines,
-            accesses=[dataclasses.asdict(a) for a in launch.accesses],
-        )
-    )
-
-
-def count_launch(arguments: argparse.Namespace) -> tuple[Launch, str | None, Callable[[], None]]:
-    """Of the launches of the kernel that was asked for the one with the most arithmetic; and a short run that has it too."""
-    code = None
+def inspect(arguments: argparse.Namespace) -> Inspection:
+    """Of the launches of the kernel that was asked for the one with the most arithmetic."""
     if arguments.file:
-        code = read_kernels(arguments.file)
-        run = short = launch_of(code, arguments.kernel, arguments)[0]
+        run = short = launch_of(read_kernels(arguments.file), arguments.kernel, arguments)[0]
     else:
         run, short = (stage_step(arguments.layer, batch) for batch in (arguments.batch, min(arguments.batch, 2)))
     with mr.counters(arguments.blocks) as counted:
         run()
     wanted = arguments.kernel
     found = [launch for launch in counted.launches if wanted in (launch.kernel, launch.kernel.split("<")[0])]
-    if found:
-        return max(found, key=flops), code, short
-    names = ", ".join(dict.fromkeys(launch.kernel for launch in counted.launches))
-    raise ValueError(f"layer {arguments.layer} does not launch {wanted!r}; it launches {names}")
+    if not found:
+        names = ", ".join(dict.fromkeys(launch.kernel for launch in counted.launches))
+        raise ValueError(f"layer {arguments.layer} does not launch {wanted!r}; it launches {names}")
+    launch = max(found, key=flops)
+    return Inspection(launch, on_gpus(launch), busiest_loops(launch, short, arguments.gpu))
 
 
 def main() -> None:
@@ -305,12 +289,12 @@ def main() -> None:
         if arguments.json:
             Path(arguments.json).write_text(json.dumps(report, indent=1))
         return
-    launch, code, short = count_launch(arguments)
+    inspection = inspect(arguments)
     if arguments.html:
-        Path(arguments.html).write_text(page(launch, code))
+        Path(arguments.html).write_text(inspection.page(), encoding="utf-8")
         print(f"written: {arguments.html}")
     else:
-        print(listing(launch, code, busiest_loops(launch, short, arguments.gpu)))
+        print(inspection)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,10 @@
-"""Lesson 1: write a kernel, launch it, and see who does what.
+# %% [markdown]
+# # Lesson 1: write a kernel, launch it, and see who does what
+#
+# A kernel is a function that many threads run at once. The threads come in blocks, the blocks make a grid, and each
+# thread finds out from its indices which element is its own.
 
-    python examples/lesson1_first_kernel.py
-
-A kernel is a function that many threads run at once. The threads come in blocks, the blocks make a grid, and each
-thread finds out from its indices which element is its own.
-"""
-
+# %%
 import numpy as np
 
 import minires as mr
@@ -23,39 +22,38 @@ extern "C" __global__ void who_am_i(int* block, int* thread, int n) {
     thread[i] = threadIdx.x;
 }
 """
+n, threads = 1000, 256
+grid = (-(-n // threads),)  # rounded up: 4 blocks of 256 are 1,024 threads for 1,000 elements
+x, y = mr.Tensor(np.arange(n, dtype=np.float32)), mr.Tensor(np.ones(n, np.float32))
+mr.RawKernel(CODE, "axpy")(grid, (threads,), (2.0, x.data, y.data, n))
+print(f"device: {mr.describe_device()}\naxpy on {n} elements: as NumPy's: {(y.numpy() == 1 + 2 * np.arange(n)).all()}")
 
+# %%
+block, thread = (mr.device.current().empty((n,), np.int32) for _ in range(2))
+mr.RawKernel(CODE, "who_am_i")(grid, (threads,), (block, thread, n))
+block, thread = (mr.device.current().to_host(a) for a in (block, thread))
+for i in (0, 1, 255, 256, 999):
+    print(f"element {i:3} was computed by thread {thread[i]:3} of block {block[i]}")
 
-def main() -> None:
-    print(f"device: {mr.describe_device()}\n")
-    n, threads = 1000, 256
-    blocks = -(-n // threads)  # rounded up: 4 blocks of 256 are 1,024 threads for 1,000 elements
-    x, y = mr.Tensor(np.arange(n, dtype=np.float32)), mr.Tensor(np.ones(n, np.float32))
+# %%
+# Every operation of minires is such a launch: this is mr.functional.relu.
+mr.device.launch("relu_forward", grid, (threads,), x.data, y.data, n)
+print(f"relu of {n} elements: as NumPy's: {(y.numpy() == np.maximum(x.numpy(), 0)).all()}")
 
-    axpy = mr.RawKernel(CODE, "axpy")
-    axpy((blocks,), (threads,), (2.0, x.data, y.data, n))
-    expected = 1 + 2 * np.arange(n, dtype=np.float32)
-    print(f"axpy on {n} elements in {blocks} blocks of {threads} threads: as NumPy's: {(y.numpy() == expected).all()}")
+# %% [markdown]
+# Without `if (i < n)` the 24 threads too many write behind the end of the array. On a GPU, and on a CPU, that may go
+# unnoticed. The sanitizer, which runs a launch thread by thread on the CPU, notices. The counters, there too, say what a
+# GPU's memory would see of a launch: in a notebook, click on a count beside a line.
 
-    block, thread = (mr.device.current().empty((n,), np.int32) for _ in range(2))
-    mr.RawKernel(CODE, "who_am_i")((blocks,), (threads,), (block, thread, n))
-    block, thread = (mr.device.current().to_host(a) for a in (block, thread))
-    for i in (0, 1, 255, 256, 999):
-        print(f"element {i:3} was computed by thread {thread[i]:3} of block {block[i]}")
-
-    # Every operation of minires is such a launch: this is mr.functional.relu.
-    mr.device.launch("relu_forward", (blocks,), (threads,), x.data, y.data, n)
-    print(f"relu of {n} elements: as NumPy's: {(y.numpy() == np.maximum(x.numpy(), 0)).all()}")
-
-    # Without `if (i < n)` the 24 threads too many write behind the end of the array. On a GPU, and on a CPU, that
-    # may go unnoticed. The sanitizer, which runs a launch thread by thread on the CPU, notices.
-    mr.set_device("cpu")
-    x, y = mr.Tensor(np.arange(n, dtype=np.float32)), mr.Tensor(np.ones(n, np.float32))
-    try:
-        with mr.sanitize():
-            mr.RawKernel(CODE.replace("if (i < n) ", ""), "axpy")((blocks,), (threads,), (2.0, x.data, y.data, n))
-    except mr.SanitizerError as error:
-        print(f"\nwithout the bounds check:\n{error}")
-
-
-if __name__ == "__main__":
-    main()
+# %%
+usual, _ = mr.get_device(), mr.set_device("cpu")
+x, y = mr.Tensor(np.arange(n, dtype=np.float32)), mr.Tensor(np.ones(n, np.float32))
+try:
+    with mr.sanitize():
+        mr.RawKernel(CODE.replace("if (i < n) ", ""), "axpy")(grid, (threads,), (2.0, x.data, y.data, n))
+except mr.SanitizerError as error:
+    print(error)
+with mr.counters() as counted:
+    mr.RawKernel(CODE, "axpy")(grid, (threads,), (2.0, x.data, y.data, n))
+mr.set_device(usual)
+counted

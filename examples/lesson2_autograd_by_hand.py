@@ -1,11 +1,10 @@
-"""Lesson 2: the chain rule by hand on a network of two layers, beside what backward() computes.
+# %% [markdown]
+# # Lesson 2: the chain rule by hand on a network of two layers, beside what backward() computes
+#
+# An autograd engine does nothing else: forward, each operation notes how to pass a gradient back; backward walks these
+# notes from the last to the first. Here they are written out.
 
-    python examples/lesson2_autograd_by_hand.py
-
-An autograd engine does nothing else: forward, each operation notes how to pass a gradient back; backward walks these
-notes from the last to the first. Here they are written out.
-"""
-
+# %%
 import numpy as np
 
 import minires as mr
@@ -38,29 +37,25 @@ def gradients_by_hand(x: np.ndarray, labels: np.ndarray, w1, b1, w2, b2) -> list
     return [dh.T @ x, dh.sum(0), dw2, db2]  # h = x w1^T + b1
 
 
-def main() -> None:
-    x, labels = spirals(np.random.default_rng(0))
-    mr.manual_seed(0)
-    net = mr.nn.Sequential(mr.nn.Linear(2, 64), mr.nn.ReLU(), mr.nn.Linear(64, SPIRALS))
-    points = mr.Tensor(x)
+# %%
+x, labels = spirals(np.random.default_rng(0))
+mr.manual_seed(0)
+net = mr.nn.Sequential(mr.nn.Linear(2, 64), mr.nn.ReLU(), mr.nn.Linear(64, SPIRALS))
+points = mr.Tensor(x)
+F.cross_entropy(net(points), labels).backward()
+by_hand = gradients_by_hand(x, labels, *(p.numpy() for p in net.parameters()))
+for (name, parameter), expected in zip(net.named_parameters(), by_hand, strict=True):
+    difference = abs(parameter.grad.numpy() - expected).max() / abs(expected).max()
+    print(f"gradient of {name:9} {parameter.shape!s:8} differs from the one by hand by {difference:.1e}")
 
-    F.cross_entropy(net(points), labels).backward()
-    by_hand = gradients_by_hand(x, labels, *(p.numpy() for p in net.parameters()))
-    for (name, parameter), expected in zip(net.named_parameters(), by_hand, strict=True):
-        difference = abs(parameter.grad.numpy() - expected).max() / abs(expected).max()
-        print(f"gradient of {name:9} {parameter.shape!s:8} differs from the one by hand by {difference:.1e}")
-
-    optimizer = mr.optim.SGD(net.parameters(), lr=0.5, momentum=0.9)
-    for step in range(501):
-        logits = net(points)
-        loss = F.cross_entropy(logits, labels)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        if step % 100 == 0:
-            accuracy = int(F.count_correct(logits, labels)) / len(labels)
-            print(f"step {step:3}  loss {loss.item():.3f}  accuracy {accuracy:.1%}")
-
-
-if __name__ == "__main__":
-    main()
+# %%
+optimizer = mr.optim.SGD(net.parameters(), lr=0.5, momentum=0.9)
+for step in range(501):
+    logits = net(points)
+    loss = F.cross_entropy(logits, labels)
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    if step % 100 == 0:
+        accuracy = int(F.count_correct(logits, labels)) / len(labels)
+        print(f"step {step:3}  loss {loss.item():.3f}  accuracy {accuracy:.1%}")

@@ -1,17 +1,17 @@
-"""Lesson 3: an operation of your own with its gradient, checked, and a wrong gradient that is caught.
+# %% [markdown]
+# # Lesson 3: an operation of your own with its gradient, checked, and a wrong gradient that is caught
+#
+# The slope of a function is (f(x + eps) - f(x - eps)) / (2 eps), up to an error of eps^2: that needs no calculus, so it
+# checks the calculus. It is done in float64, where eps = 1e-6 leaves ten digits or so.
+#
+# The operation is y = x * sigmoid(x), "SiLU" in PyTorch. With s = sigmoid(x):  dy/dx = s + x * s * (1 - s).
 
-    python examples/lesson3_check_a_gradient.py
-
-The slope of a function is (f(x + eps) - f(x - eps)) / (2 eps), up to an error of eps^2: that needs no calculus, so it
-checks the calculus. It is done in float64, where eps = 1e-6 leaves ten digits or so.
-"""
-
+# %%
 import numpy as np
 
 import minires as mr
 from minires.tensor import record
 
-# y = x * sigmoid(x), "SiLU" in PyTorch. With s = sigmoid(x):  dy/dx = s + x * s * (1 - s)
 CODE = """
 extern "C" __global__ void silu_forward(const double* x, double* y, int n) {
     const int i = blockIdx.x * blockDim.x + threadIdx.x;
@@ -40,24 +40,25 @@ def silu(x: mr.Tensor, code: str = CODE) -> mr.Tensor:
     return record("silu", y, (x,), backward)
 
 
-def main() -> None:
-    x = mr.Tensor(np.random.default_rng(0).standard_normal((4, 5)))
-    error = mr.gradcheck(silu, [x])
-    print(f"silu: the gradient is right, its largest relative error is {error:.1e}")
+x = mr.Tensor(np.random.default_rng(0).standard_normal((4, 5)))
+largest = mr.gradcheck(silu, [x])
+print(f"silu: the gradient is right, its largest relative error is {largest:.1e}")
 
-    # A factor forgotten: such a gradient still points downhill, and a network may even learn with it.
-    wrong = CODE.replace("x[i] * s * (1 - s)", "s * (1 - s)")
-    try:
-        mr.gradcheck(lambda x: silu(x, wrong), [x])
-    except mr.GradcheckError as error:
-        print(f"without the factor x: {error}")
+# %% [markdown]
+# A factor forgotten: such a gradient still points downhill, and a network may even learn with it.
 
-    # A whole block of a ResNet, down to every weight.
-    block = mr.resnet.BasicBlock(2, 4, stride=2, shortcut="B").to(np.float64)
-    image = mr.Tensor(np.random.default_rng(1).standard_normal((2, 6, 6, 2)))
-    error = mr.gradcheck(lambda: block(image), {"image": image, **dict(block.named_parameters())})
-    print(f"a BasicBlock: every gradient is right, the largest relative error is {error:.1e}")
+# %%
+wrong = CODE.replace("x[i] * s * (1 - s)", "s * (1 - s)")
+try:
+    mr.gradcheck(lambda x: silu(x, wrong), [x])
+except mr.GradcheckError as error:
+    print(f"without the factor x: {error}")
 
+# %% [markdown]
+# A whole block of a ResNet, down to every weight.
 
-if __name__ == "__main__":
-    main()
+# %%
+block = mr.resnet.BasicBlock(2, 4, stride=2, shortcut="B").to(np.float64)
+image = mr.Tensor(np.random.default_rng(1).standard_normal((2, 6, 6, 2)))
+largest = mr.gradcheck(lambda: block(image), {"image": image, **dict(block.named_parameters())})
+print(f"a BasicBlock: every gradient is right, the largest relative error is {largest:.1e}")

@@ -13,7 +13,7 @@ curves.png and, at the end, predictions.png (test images classified right, and w
 from __future__ import annotations
 
 import argparse
-import atexit
+import contextlib
 import itertools
 import json
 import math
@@ -22,6 +22,7 @@ import shlex
 import signal
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -267,14 +268,18 @@ def read_checkpoint(path: Path) -> tuple[dict[str, np.ndarray], dict, Progress]:
 class StopRequest:
     """Notes the first SIGINT or SIGTERM, so that the step can end; a second one stops at once."""
 
-    def __init__(self) -> None:
+    def __enter__(self) -> StopRequest:
         self.signal = 0
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._note)
+        self._before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
     def _note(self, number: int, frame: object) -> None:
         self.signal = number
-        signal.signal(number, signal.SIG_DFL)
+        signal.signal(number, self._before[number])
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -405,19 +410,17 @@ def output_folder(arguments: argparse.Namespace) -> Path:
     return out
 
 
-def hold(out: Path) -> None:
+@contextlib.contextmanager
+def hold(out: Path) -> Iterator[None]:
     """Keep other runs out of the folder. The system gives it back when the process ends, however that is."""
-    lock = FileLock(out / ".lock")
     try:
-        lock.acquire(timeout=0)
+        with FileLock(out / ".lock", timeout=0):
+            try:
+                yield
+            finally:
+                (out / ".lock").unlink(missing_ok=True)
     except Timeout:
         raise FileExistsError(f"another run is writing to {out}: wait for its end, or give another --out") from None
-
-    def give_back() -> None:  # it holds on to the lock until then: one that is collected is given back
-        (out / ".lock").unlink(missing_ok=True)
-        lock.release()
-
-    atexit.register(give_back)
 
 
 def draw_network(run: Run, data: mr.cifar.Dataset) -> None:
@@ -432,18 +435,22 @@ def main() -> None:
     arguments = parse_arguments()
     if arguments.device != "auto":
         mr.set_device(arguments.device)
-    mr.manual_seed(arguments.seed)
-    net = mr.resnet.resnet(arguments.depth, shortcut=arguments.shortcut)
     data = load_data(arguments)
     arguments.dataset = data.name
+    out = output_folder(arguments)
+    with hold(out):
+        train_in(out, arguments, data)
+
+
+def train_in(out: Path, arguments: argparse.Namespace, data: mr.cifar.Dataset) -> None:
+    mr.manual_seed(arguments.seed)
+    net = mr.resnet.resnet(arguments.depth, shortcut=arguments.shortcut)
     train = mr.cifar.Loader(data.train, arguments.batch_size, train=True, seed=arguments.seed)
     test = mr.cifar.Loader(data.test, arguments.batch_size, train=False)
     optimizer, schedule, steps = make_optimizer(arguments, net, len(train))
     options = {
         k: v for k, v in vars(arguments).items() if k not in ("out", "resume", "profile", "verify", "no_progress")
     }
-    out = output_folder(arguments)
-    hold(out)
     run = Run(options, out, net, optimizer, schedule, steps)
     run.has_bar = wants_bar() and not arguments.no_progress
     if arguments.resume:
@@ -469,15 +476,15 @@ def main() -> None:
         profile_steps(net, train)
         net.load_state_dict(state)
 
-    stop = StopRequest()
-    while run.progress.epoch < epochs:
-        train_epoch(run, train, min(len(train), steps - run.progress.epoch * len(train)), stop)
-        tested = None if stop.signal else evaluate(run, test, stop)
-        if stop.signal:
-            run.save()
-            print(f"stopped; to go on:  {shlex.join(['python', sys.argv[0], '--resume', str(run.out)])}")
-            sys.exit(128 + stop.signal)
-        finish_epoch(run, tested, epochs, data)
+    with StopRequest() as stop:
+        while run.progress.epoch < epochs:
+            train_epoch(run, train, min(len(train), steps - run.progress.epoch * len(train)), stop)
+            tested = None if stop.signal else evaluate(run, test, stop)
+            if stop.signal:
+                run.save()
+                print(f"stopped; to go on:  {shlex.join(['python', sys.argv[0], '--resume', str(run.out)])}")
+                sys.exit(128 + stop.signal)
+            finish_epoch(run, tested, epochs, data)
     if pictures.can_draw():
         draw_network(run, data)
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from . import device
 from .device.source import named
+from .table import Table
 
 
 @dataclass
@@ -20,18 +21,26 @@ class KernelTime:
 
 
 class Profile:
-    """`kernels` maps names to KernelTime; str() is a table, the longest first."""
+    """`kernels` maps names to KernelTime; str(), and a notebook, show a table, the longest first."""
 
     def __init__(self) -> None:
         self.kernels: dict[str, KernelTime] = {}
 
-    def __str__(self) -> str:
+    def _table(self) -> Table:
         total = sum(k.seconds for k in self.kernels.values()) or 1.0
-        lines = [f"{'launches':>8}{'ms':>11}{'share':>8}{'GB/s':>8}  kernel"]
+        rows = []
         for name, k in sorted(self.kernels.items(), key=lambda item: -item[1].seconds):
             rate = k.bytes / k.seconds / 1e9 if k.seconds else 0.0
-            lines.append(f"{k.launches:8}{k.seconds * 1e3:11.2f}{k.seconds / total:8.1%}{rate:8.1f}  {named(name)}")
-        return "\n".join(lines)
+            rows.append(
+                [f"{k.launches}", f"{k.seconds * 1e3:.2f}", f"{k.seconds / total:.1%}", f"{rate:.1f}", named(name)]
+            )
+        return Table(["launches", "ms", "share", "GB/s", "kernel"], rows)
+
+    def __repr__(self) -> str:
+        return str(self._table())
+
+    def _repr_html_(self) -> str:
+        return self._table()._repr_html_()
 
 
 @contextlib.contextmanager

@@ -101,7 +101,8 @@ class Tensor:
         return self.data.dtype
 
     def __repr__(self) -> str:
-        return f"Tensor(shape={self.shape}, dtype={self.dtype}, requires_grad={self.requires_grad})"
+        numbers = np.array2string(self.numpy(), separator=", ", prefix="Tensor(")
+        return f"Tensor({numbers}, shape={self.shape}, dtype={self.dtype}, requires_grad={self.requires_grad})"
 
     def numpy(self) -> np.ndarray:
         """A copy on the host."""

@@ -56,6 +56,7 @@ SAME_ON_ANY_DEVICE = {
         "exercises",
         "gradcheck",
         "layers",
+        "notebook",
     )
 } | {"test_counters", "test_inspect_kernel", "test_sanitizer", "test_gemm_ladder", "test_conv_ladder"}
 LATE_GPU_PATH = ROOT / "tests" / "late_gpu", ROOT, ROOT / "examples"

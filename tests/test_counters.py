@@ -2,14 +2,18 @@
 
 import json
 import os
+import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
-from lesson6_coalescing import CODE
 
 import minires as mr
 from minires import device
+
+LESSON = Path(__file__).parent.parent / "examples" / "lesson6_coalescing.py"
+CODE = re.search(r'^CODE = """(.*?)"""', LESSON.read_text(), re.DOTALL | re.MULTILINE)[1]
 
 
 @pytest.fixture(autouse=True)

@@ -162,8 +162,8 @@ def test_floors_by_hand():
     assert found == pytest.approx({"arithmetic": 1000, "memory": 1000, "sectors": 1000, "wavefronts": 3000})
 
 
-@pytest.fixture
-def browser():
+@pytest.fixture(params=[1400, 700])
+def browser(request):
     if not shutil.which("chromium") or not shutil.which("chromedriver"):
         pytest.skip("Debian's chromium and chromium-driver are not installed")
     webdriver = pytest.importorskip("selenium.webdriver")
@@ -171,9 +171,10 @@ def browser():
     options.binary_location = shutil.which("chromium")
     for flag in ("--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-sync"):
         options.add_argument(flag)
-    for flag in ("--disable-quic", "--no-first-run", "--disable-component-update", "--window-size=1280,900"):
+    for flag in ("--disable-quic", "--no-first-run", "--disable-component-update"):
         options.add_argument(flag)
     driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(shutil.which("chromedriver")))
+    driver.set_window_size(request.param, 900)
     yield driver
     driver.quit()
 
@@ -188,25 +189,31 @@ def test_the_page(transpose, tmp_path, browser):
     assert not re.search(r"(?:src|href)=[\"'](?!#)", path.read_text())  # nothing is fetched
     browser.get(path.as_uri())
     assert "transpose" in browser.title
-    rows = browser.find_elements(By.CSS_SELECTOR, ".row.much")
-    assert [row.find_element(By.TAG_NAME, "a").text for row in rows] == ["8"]
+    # The page is as wide as the window, and its code as wide as its longest line, which is not wrapped.
+    assert browser.execute_script("return document.documentElement.scrollWidth <= window.innerWidth")
+    heights = browser.execute_script("return [...document.querySelectorAll('.mr-code pre')].map(p => p.offsetHeight)")
+    assert len(heights) == 8 and max(heights) < 1.5 * min(heights)
+    # The one bad line is named above the code.
+    (worst,) = [a for a in browser.find_elements(By.TAG_NAME, "a") if a.text == "line 8"]
+    worst.click()
+    assert browser.current_url.endswith("#transpose-8")
+    (bad,) = browser.find_elements(By.CSS_SELECTOR, "details.much")
     body = browser.find_element(By.TAG_NAME, "body")
-    for _ in range(4):
+    for _ in range(3):
         body.send_keys("j")
-    focused = browser.switch_to.active_element
-    assert "32.00 x wavefronts" in focused.text or "x sectors" in focused.text
-    conflict = next(b for b in browser.find_elements(By.CSS_SELECTOR, "button.note") if "32.00 x" in b.text)
-    conflict.send_keys(Keys.ENTER)
-    assert conflict.get_attribute("aria-expanded") == "true"
-    details = browser.find_element(By.CSS_SELECTOR, ".details")
-    assert "32 wavefronts" in details.text and "32!" in details.text
-    assert len(details.find_elements(By.CSS_SELECTOR, ".lanes")[0].find_elements(By.TAG_NAME, "span")) == 32
-    conflict.send_keys(Keys.ENTER)
-    assert not browser.find_elements(By.CSS_SELECTOR, ".details")
-    load = next(
-        b for b in browser.find_elements(By.CSS_SELECTOR, "button.note") if "load" in b.text and "sectors" in b.text
+    assert browser.switch_to.active_element.text == bad.text and "32.00 x wavefronts" in bad.text
+    browser.switch_to.active_element.send_keys(Keys.ENTER)
+    assert bad.get_attribute("open") and "32 wavefronts" in bad.text and "32!" in bad.text
+    assert len(bad.find_element(By.CSS_SELECTOR, ".mr-lanes").find_elements(By.TAG_NAME, "b")) == 32
+    browser.switch_to.active_element.send_keys(Keys.ENTER)
+    assert not bad.get_attribute("open")
+    browser.switch_to.active_element.send_keys("k" * 5)
+    load = next(d for d in browser.find_elements(By.TAG_NAME, "details") if "load" in d.text and "sectors" in d.text)
+    load.find_element(By.TAG_NAME, "summary").click()
+    assert "4 sectors, 128 bytes fetched, 128 used" in load.text
+    background = "return getComputedStyle(document.documentElement).backgroundColor"
+    light = browser.execute_script(background)
+    browser.execute_cdp_cmd(
+        "Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": "dark"}]}
     )
-    load.click()
-    assert "4 sectors, 128 bytes fetched, 128 used" in browser.find_element(By.CSS_SELECTOR, ".details").text
-    browser.set_window_size(400, 800)
-    assert browser.execute_script("return document.documentElement.scrollWidth <= window.innerWidth + 1")
+    assert light == "rgb(255, 255, 255)" and max(map(int, re.findall(r"\d+", browser.execute_script(background)))) < 64

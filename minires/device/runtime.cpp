@@ -47,25 +47,26 @@ struct Launch {
 };
 
 // OS threads, which all do the same work until none is left. Launches follow one another closely, and to wake a thread that
-// sleeps takes longer than many a launch: so they look out for the next one for a while before they sleep.
+// sleeps takes longer than many a launch: so they look out for the next one for a while before they sleep. A launch waits for
+// the threads that joined it alone: where another program has the core of one, the others do its share.
 
 class Pool {
    public:
     void run(Launch& launch, unsigned threads) {
         std::lock_guard<std::mutex> one_launch(launch_mutex_);
-        while (size_ + 1 < threads) std::thread(&Pool::serve, this, size_++, round_.load()).detach();
+        for (; size_ + 1 < threads; ++size_) std::thread(&Pool::serve, this, state_ / step).detach();
+        launch_ = &launch;
+        helpers_ = threads - 1;
         {
             std::lock_guard<std::mutex> lock(mutex_);
-            launch_ = &launch;
-            helpers_ = threads - 1;
-            busy_ = size_;
-            ++round_;
+            state_ += step + is_open;
         }
-        if (size_) wake_.notify_all();
+        wake_.notify_all();
         launch.work();
-        if (look_out([&] { return busy_ == 0; })) return;
+        state_ -= is_open;
+        if (look_out([&] { return state_ % step == 0; })) return;
         std::unique_lock<std::mutex> lock(mutex_);
-        done_.wait(lock, [&] { return busy_ == 0; });
+        done_.wait(lock, [&] { return state_ % step == 0; });
     }
 
    private:
@@ -78,23 +79,29 @@ class Pool {
         }
         return false;
     }
-    void serve(unsigned index, uint64_t seen) {
+    void serve(uint64_t seen) {
         for (;;) {
-            if (!look_out([&] { return round_ != seen; })) {
+            if (!look_out([&] { return state_ / step != seen; })) {
                 std::unique_lock<std::mutex> lock(mutex_);
-                wake_.wait(lock, [&] { return round_ != seen; });
+                wake_.wait(lock, [&] { return state_ / step != seen; });
             }
-            seen = round_;
-            if (index < helpers_) launch_.load()->work();
+            uint64_t now = state_;
+            bool joins;
+            do joins = now % step >= is_open && now % is_open < helpers_;
+            while (!state_.compare_exchange_weak(now, now + joins));
+            seen = now / step;
+            if (!joins) continue;
+            launch_.load()->work();
             std::lock_guard<std::mutex> lock(mutex_);
-            if (--busy_ == 0) done_.notify_one();
+            if (--state_ % step == 0) done_.notify_one();
         }
     }
+    static constexpr uint64_t is_open = 1 << 16, step = 2 * is_open;
     std::mutex launch_mutex_, mutex_;
     std::condition_variable wake_, done_;
     std::atomic<Launch*> launch_{nullptr};
-    std::atomic<unsigned> helpers_{0}, busy_{0};
-    std::atomic<uint64_t> round_{0};
+    std::atomic<unsigned> helpers_{0};
+    std::atomic<uint64_t> state_{0};  // the number of the launch, whether it can be joined, and how many threads have
     unsigned size_ = 0;
 };
 

@@ -16,6 +16,8 @@ import numpy as np
 from .. import device
 from ..device.cpu import CpuDevice, Library, compile_library
 from ..device.source import DeviceError, Signature, named
+from ..table import Table
+from . import display
 from .engine import INSTRUMENTS, WatchedLaunch, source_lines
 
 _KINDS = "load", "store", "atomic"
@@ -130,7 +132,7 @@ class Launch:
 
 
 class Counters:
-    """The launches that were counted. str() is a table for each kernel."""
+    """The launches that were counted. str() is a table; a notebook shows the lanes of each line too."""
 
     def __init__(self, blocks: int | None) -> None:
         self.launches: list[Launch] = []
@@ -200,24 +202,38 @@ class Counters:
             access.sample(row)
         return sorted(found.values(), key=lambda a: (a.file, a.line, a.space, a.kind))
 
-    def __str__(self) -> str:
-        head = f"{'launches':>8}{'space':>8}{'requests':>12}{'lanes':>7}{'sectors':>9}{'wavefronts':>12}"
-        lines = [head + "  kernel (lanes a request; sectors and wavefronts against the least)"]
-        for name in dict.fromkeys(launch.kernel for launch in self.launches):
-            of_kernel = [launch for launch in self.launches if launch.kernel == name]
+    def _of_kernels(self) -> list[list[Launch]]:
+        names = dict.fromkeys(launch.kernel for launch in self.launches)
+        return [[launch for launch in self.launches if launch.kernel == name] for name in names]
+
+    def _table(self) -> Table:
+        rows = []
+        for launches in self._of_kernels():
             for space in ("global", "shared"):
                 total = Access("", 0, space, "all", 0)
-                for launch in of_kernel:
+                for launch in launches:
                     total.add(launch.total(space))
-                if not total.requests:
-                    continue
-                sectors = f"{total.sectors / total.sectors_least:9.2f}" if total.sectors_least else " " * 9
-                waves = f"{total.wavefronts / total.wavefronts_least:12.2f}" if total.wavefronts_least else " " * 12
-                lines.append(
-                    f"{len(of_kernel):8}{space:>8}{total.requests:12}{total.lanes / total.requests:7.1f}"
-                    f"{sectors}{waves}  {named(name, of_kernel[0].code)}"
-                )
-        return "\n".join(lines)
+                if total.requests:
+                    sectors = f"{total.sectors / total.sectors_least:.2f}" if total.sectors_least else ""
+                    waves = f"{total.wavefronts / total.wavefronts_least:.2f}" if total.wavefronts_least else ""
+                    counts = [f"{len(launches)}", space, f"{total.requests}", f"{total.lanes / total.requests:.1f}"]
+                    rows.append([*counts, sectors, waves, named(launches[0].kernel, launches[0].code)])
+        kernel = "kernel (lanes a request; sectors and wavefronts against the least)"
+        return Table(["launches", "space", "requests", "lanes", "sectors", "wavefronts", kernel], rows)
+
+    def __repr__(self) -> str:
+        return str(self._table())
+
+    def _repr_html_(self) -> str:
+        """The table, and the costliest launch of each kernel."""
+        drawn = []
+        for launches in self._of_kernels():
+            costliest = max(launches, key=lambda launch: sum(a.cost for a in launch.accesses))
+            body = display.launch_html(costliest, requests=1)
+            drawn.append(f"<details><summary>{display.heading(costliest)}</summary>{body}</details>")
+        if len(drawn) == 1:
+            drawn = [drawn[0].replace("<details>", "<details open>", 1)]
+        return display.STYLE + self._table()._repr_html_() + "".join(drawn)
 
     def to_json(self, path: str | Path) -> None:
         """Write every launch with its accesses. Raises OSError where the file cannot be written."""

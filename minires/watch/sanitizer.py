@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import bisect
 import ctypes
+import re
 import weakref
 from collections.abc import Iterable
+from html import escape
 from typing import Any
 
 import numpy as np
 
 from ..device.cpu import CpuDevice, Library, compile_library
 from ..device.source import DeviceError
+from .display import lines_of
 from .engine import INSTRUMENTS, WatchedLaunch, cell_of
 
 CHECKS = {"race": 1, "mem": 2, "init": 4, "sync": 8, "value": 16}
@@ -19,11 +22,19 @@ _ORDERS = ("forward", "reverse", "random")
 
 
 class SanitizerError(DeviceError):
-    """A kernel did what CUDA leaves undefined. `kind` is race, mem, init, sync or value."""
+    """A kernel did what CUDA leaves undefined. `kind` is race, mem, init, sync or value.
 
-    def __init__(self, kind: str, message: str) -> None:
+    A notebook that displays it shows the lines of `code` that it names.
+    """
+
+    def __init__(self, kind: str, message: str, code: str = "") -> None:
         super().__init__(f"{kind}: {message}")
-        self.kind = kind
+        self.kind, self.code = kind, code
+
+    def _repr_html_(self) -> str:
+        named = [(file, int(n)) for file, n in re.findall(r"([\w/.]+):(\d+)", str(self))]
+        lines = [f"{n:5}  {lines_of(file, self.code)[n - 1]}" for file, n in dict.fromkeys(named)]
+        return f"<p>{escape(str(self))}</p><pre>{escape(chr(10).join(lines))}</pre>"
 
 
 class Tracker:
@@ -89,11 +100,13 @@ class Sanitizer:
         """Signature and launch of each name expression; the launches are those of the sanitizer of the moment."""
         library = compile_library(code, names, scalar, INSTRUMENTS)
         return {
-            name: (signature, lambda *launch, name=name: device.watcher.launch(library, name, *launch))
+            name: (signature, lambda *launch, name=name: device.watcher.launch(library, code, name, *launch))
             for name, (signature, _) in library.kernels.items()
         }
 
-    def launch(self, library: Library, name: str, grid: tuple, block: tuple, args: list, shared: int) -> None:
+    def launch(
+        self, library: Library, code: str, name: str, grid: tuple, block: tuple, args: list, shared: int
+    ) -> None:
         def known(array: np.ndarray) -> Any:
             written = self.tracker.find(array) if self.checks & CHECKS["init"] else None
             return None if written is None else written.reshape(-1, cell_of(array.dtype)).all(1)
@@ -111,7 +124,7 @@ class Sanitizer:
             if found and report.kind == b"assert":
                 raise DeviceError(watched.describe(report))
             if found:
-                raise SanitizerError(report.kind.decode(), watched.describe(report))
+                raise SanitizerError(report.kind.decode(), watched.describe(report), code)
             results.append([copy.tobytes() for copy in watched.copies])
         self._compare(watched, results)
         self._keep(watched, before)
