@@ -43,7 +43,7 @@ print(f"relu of {n} elements: as NumPy's: {(y.numpy() == np.maximum(x.numpy(), 0
 # %% [markdown]
 # Without `if (i < n)` the 24 threads too many write behind the end of the array. On a GPU, and on a CPU, that may go
 # unnoticed. The sanitizer, which runs a launch thread by thread on the CPU, notices. The counters, there too, say what a
-# GPU's memory would see of a launch: in a notebook, click on a count beside a line.
+# GPU's memory would see of a launch: in a notebook, click on a count before a line.
 
 # %%
 usual, _ = mr.get_device(), mr.set_device("cpu")

@@ -51,7 +51,7 @@ for launch in c.launches:
     )
 
 # %% [markdown]
-# In a notebook, open a kernel below, and then a count beside a line: 32 lanes at one bank, or 32 sectors for 32 floats. Then
+# In a notebook, open a kernel below, and then a count before a line: 32 lanes at one bank, or 32 sectors for 32 floats. Then
 # write the exercise `transpose`: its check counts sectors and wavefronts too.
 
 # %%

@@ -15,12 +15,12 @@ if TYPE_CHECKING:
     from .counters import Access, Launch
 
 STYLE = """<style>
-.mr-code { display: grid; grid-template-columns: max-content minmax(max-content, 1fr) max-content; overflow-x: auto;
+.mr-code { display: grid; grid-template-columns: max-content max-content minmax(max-content, 1fr); overflow-x: auto;
   font: 12.5px/1.5 ui-monospace, monospace; border: 1px solid #8886; margin: .6em 0 }
 .mr-code > div { grid-column: 1 / -1; display: grid; grid-template-columns: subgrid }
-.mr-code a { color: inherit; opacity: .65; text-align: right; text-decoration: none; padding: 0 .8em }
-.mr-code pre { margin: 0; padding: 0; font: inherit; background: none; color: inherit; overflow: visible }
-.mr-code details { grid-column: 3; padding: 0 .8em }
+.mr-code a { grid-row: 1; color: inherit; opacity: .65; text-align: right; text-decoration: none; padding: 0 .8em }
+.mr-code pre { grid-area: 1 / 3; margin: 0 0 0 .8em; padding: 0; font: inherit; background: none; color: inherit; overflow: visible }
+.mr-code details { grid-column: 2; padding: 0 .8em }
 .mr-code details[open] { grid-column: 1 / -1; border-block: 1px solid #8886 }
 .mr-code > b { grid-column: 1 / -1; padding: .3em .8em }
 .mr-code summary { cursor: pointer; list-style: none }
