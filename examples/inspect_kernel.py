@@ -246,21 +246,20 @@ class Inspection:
         return template.replace("TITLE", title).replace("BODY", self._repr_html_())
 
 
-def inspect(arguments: argparse.Namespace) -> Inspection:
-    """Of the launches of the kernel that was asked for the one with the most arithmetic."""
-    if arguments.file:
-        run = short = launch_of(read_kernels(arguments.file), arguments.kernel, arguments)[0]
-    else:
-        run, short = (stage_step(arguments.layer, batch) for batch in (arguments.batch, min(arguments.batch, 2)))
-    with mr.counters(arguments.blocks) as counted:
+def inspect(kernel: str, run: Callable[[], None], blocks: int = 4, gpu: str = "H100") -> Inspection:
+    """Of the launches of `kernel` in run() the one with the most arithmetic. A notebook shows it as the page does.
+
+    `blocks` of it are counted; `gpu`, of occupancy.GPUS, is whose instructions are shown. Raises ValueError where run() does
+    not launch it.
+    """
+    with mr.counters(blocks) as counted:
         run()
-    wanted = arguments.kernel
-    found = [launch for launch in counted.launches if wanted in (launch.kernel, launch.kernel.split("<")[0])]
+    found = [launch for launch in counted.launches if kernel in (launch.kernel, launch.kernel.split("<")[0])]
     if not found:
         names = ", ".join(dict.fromkeys(launch.kernel for launch in counted.launches))
-        raise ValueError(f"layer {arguments.layer} does not launch {wanted!r}; it launches {names}")
+        raise ValueError(f"{kernel!r} is not launched there; launched are {names}")
     launch = max(found, key=flops)
-    return Inspection(launch, on_gpus(launch), busiest_loops(launch, short, arguments.gpu))
+    return Inspection(launch, on_gpus(launch), busiest_loops(launch, run, gpu))
 
 
 def main() -> None:
@@ -289,7 +288,11 @@ def main() -> None:
         if arguments.json:
             Path(arguments.json).write_text(json.dumps(report, indent=1))
         return
-    inspection = inspect(arguments)
+    if arguments.file:
+        run = launch_of(read_kernels(arguments.file), arguments.kernel, arguments)[0]
+    else:
+        run = stage_step(arguments.layer, arguments.batch)
+    inspection = inspect(arguments.kernel, run, arguments.blocks, arguments.gpu)
     if arguments.html:
         Path(arguments.html).write_text(inspection.page(), encoding="utf-8")
         print(f"written: {arguments.html}")

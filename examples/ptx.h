@@ -95,13 +95,13 @@ PTX_1(ex2, std::exp2(a)) PTX_1(lg2, std::log2(a)) PTX_1(sin, std::sin(a)) PTX_1(
 PTX_2(copysign, std::copysign(b, a))
 PTX_1(ftz, std::fpclassify(a) == FP_SUBNORMAL ? std::copysign(T(0), a) : a)
 PTX_1(saturated, a > 0 ? a < 1 ? a : T(1) : T(0))
-PTX_1(upper, as<T>(peek<uint64_t>(&a) >> 32 << 32))  // of approximations in double: the low half is 0
+PTX_1(upper, as<T>(peek<uint64_t>(&a) >> 32 << 32))  // of the ftz approximations in double: the low half is 0
 PTX_SHIFT(shl, n >= 8 * sizeof(T) ? 0 : a << n)
 PTX_SHIFT(shr, a >> (n < 8 * sizeof(T) ? n : 8 * sizeof(T) - 1) >> (n >= 8 * sizeof(T)))
 PTX_COUNT(popc, __builtin_popcountll(a))
 PTX_COUNT(clz, a ? __builtin_clzll(a) - 64 + 8 * sizeof(T) : 8 * sizeof(T))
-PTX_COUNT(bfind_shiftamt, a == 0 || a == T(-1) ? ~0u : __builtin_clzll(a < 0 ? ~a : a) - 64 + 8 * sizeof(T))
-PTX_COUNT(bfind, a == 0 || a == T(-1) ? ~0u : 63 - __builtin_clzll(a < 0 ? ~a : a))
+PTX_COUNT(bfind_shiftamt, a == 0 || (std::is_signed_v<T> && a == T(-1)) ? ~0u : __builtin_clzll(a < 0 ? ~a : a) - 64 + 8 * sizeof(T))
+PTX_COUNT(bfind, a == 0 || (std::is_signed_v<T> && a == T(-1)) ? ~0u : 63 - __builtin_clzll(a < 0 ? ~a : a))
 template <class T> static inline T brev(T a) {
     T r = 0;
     for (unsigned i = 0; i < 8 * sizeof(T); ++i) r |= (a >> i & 1) << (8 * sizeof(T) - 1 - i);
@@ -136,6 +136,24 @@ static inline uint32_t shf_l(uint32_t a, uint32_t b, uint32_t n) { return uint32
 static inline uint32_t shf_r(uint32_t a, uint32_t b, uint32_t n) { return uint32_t((uint64_t(b) << 32 | a) >> n); }
 static inline uint32_t wrap(uint32_t n) { return n & 31; }
 static inline uint32_t clamp(uint32_t n) { return n < 32 ? n : 32; }
+template <class T> static inline T dp2a(T a, T b, T c, int first) {
+    for (int i = 0; i < 2; ++i) {
+        using Half = std::conditional_t<std::is_signed_v<T>, int16_t, uint16_t>;
+        using Byte = std::conditional_t<std::is_signed_v<T>, int8_t, uint8_t>;
+        c = T(uint32_t(c) + uint32_t(Half(a >> 16 * i)) * uint32_t(Byte(b >> 8 * (first + i))));
+    }
+    return c;
+}
+template <class T> static inline T dp2a_lo(T a, T b, T c) { return dp2a(a, b, c, 0); }
+template <class T> static inline T dp2a_hi(T a, T b, T c) { return dp2a(a, b, c, 2); }
+template <class Lane> static inline uint32_t vabsdiff(uint32_t a, uint32_t b, uint32_t c, bool adds) {
+    uint32_t lanes = 0;
+    for (unsigned at = 0; at < 32; at += 8 * sizeof(Lane)) {
+        const uint32_t x = Lane(a >> at), y = Lane(b >> at), difference = x < y ? y - x : x - y;
+        lanes |= difference << at, c += difference;
+    }
+    return adds ? c : lanes;
+}
 template <class T> static inline T dp4a(T a, T b, T c) {
     for (int i = 0; i < 32; i += 8)
         if constexpr (std::is_signed_v<T>) c += int8_t(a >> i) * int8_t(b >> i);

@@ -64,6 +64,7 @@ FORMS = {
     "redux": ("Tu", "minires::reduce({1}, {0}, {here}, []({T} a, {T} b) -> {T} {{ return {REDUCE}; }})"),
     "bar_red": ("up", "ptx::bar_{what}({1}, {here})"),
     "atom": ("mTT", "ptx::update<{T}>({0}, [=, b = {1}, c = {2}]({T} a) -> {T} {{ return {ATOMIC}; }})"),
+    **{f"vabsdiff{n}": ("uuu", f"ptx::vabsdiff<uint{32 // n}_t>({{0}}, {{1}}, {{2}}, {{adds}})") for n in (2, 4)},
     "isspacep": ("a", "ptx::is_shared({0}) == {shared}"),
 }  # fmt: skip
 TABLES = {"LANES": LANES, "VOTES": VOTES, "MATCHES": MATCHES, "REDUCE": REDUCE, "ATOMIC": ATOMIC}
@@ -355,10 +356,10 @@ class Translator:
         if form:
             tables = {key: self.one_of(table, "") for key, table in TABLES.items() if f"{{{key}}}" in form}
             what = next((m for m in ("popc", "and", "or", "clamp", "wrap") if m in mods), "")
-            shared = str("shared" in mods).lower()
+            shared, adds = (str(m in mods).lower() for m in ("shared", "add"))
             values += ["0"] * (len(kinds) - len(values))
             here = f'"PTX", {self.line}'
-            call = form.format(*values, T=kind, here=here, what=what, shared=shared, **tables)
+            call = form.format(*values, T=kind, here=here, what=what, shared=shared, adds=adds, **tables)
         elif name not in KNOWN:
             raise KeyError
         else:
@@ -374,7 +375,7 @@ class Translator:
                 )
             call = f"ptx::ftz({call})" if flush else call
             call = f"ptx::saturated({call})" if saturate else call
-            call = f"ptx::upper({call})" if {"approx", "f64"} <= mods else call
+            call = f"ptx::upper({call})" if {"approx", "ftz", "f64"} <= mods else call
         first, _, second = d.partition("|")
         before = "bool second = false; " * ("second" in call)
         return before + self.to(first, call) + (self.to(second, "second", "bool") if second else "")

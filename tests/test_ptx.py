@@ -127,6 +127,31 @@ def test_integer_arithmetic(instruction, expected):
 @pytest.mark.parametrize(
     ("instruction", "x", "expected"),
     [
+        ("bfind.u32", [0, 1, -1, 0x7FFF], [-1, 0, 31, 14]),
+        ("bfind.s32", [0, 1, -1, -0x8000], [-1, 0, -1, 14]),
+        ("bfind.shiftamt.u32", [0, 1, -1, 0x7FFF], [-1, 31, 0, 17]),
+        ("bfind.shiftamt.s32", [0, 1, -1, -0x8000], [-1, 31, -1, 17]),
+    ],
+)
+def test_bits_are_found(instruction, x, expected):
+    y = execute(f"{instruction} %r4, %r2; st.global.u32 [%rd5], %r4;", np.array([*x, 0], np.int32))
+    assert y[:-1].tolist() == expected
+
+
+def test_only_flushed_approximations_of_doubles_lose_their_low_half():
+    """PTX ISA 8.8: of rsqrt.approx.ftz.f64 the lower 32 bits are 0; those of rsqrt.approx.f64 count."""
+    body = (
+        "cvt.f64.f32 %fd1, %f2; rsqrt.approx{}.f64 %fd2, %fd1; mov.b64 {{%r4, %r5}}, %fd2; st.global.u32 [%rd5], %r{};"
+    )
+    low, high = np.array(1 / math.sqrt(2)).reshape(1).view(np.int32).tolist()
+    x = np.array([2, 0], np.float32)
+    for flushed, register, expected in (("", 4, low), ("", 5, high), (".ftz", 4, 0), (".ftz", 5, high)):
+        assert abs(int(execute(body.format(flushed, register), x).view(np.int32)[0]) - expected) <= 1
+
+
+@pytest.mark.parametrize(
+    ("instruction", "x", "expected"),
+    [
         ("cvt.rzi.s32.f32", [2.7, -2.7, 3e9, -3e9, math.nan], [2, -2, 2**31 - 1, -(2**31), 0]),
         ("cvt.rzi.u32.f32", [2.7, -3.0, 5e9, -math.inf, math.nan], [2, 0, -1, 0, 0]),
         ("cvt.rni.s32.f32", [2.5, 3.5, -0.5, 1e30, -math.inf], [2, 4, 0, 2**31 - 1, -(2**31)]),
