@@ -245,9 +245,7 @@ def torch_steps(batch: int, train: bool = True) -> dict[str, Callable[[], None]]
     else:
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
         torch.backends.cudnn.benchmark = True
-    variants = ["eager", "channels-last", "compiled", "compiled channels-last"] + (
-        ["bfloat16"] if device == "cuda" else []
-    )
+    variants = ["eager", "channels-last", "compiled", "compiled channels-last"] + (["bfloat16"] if device == "cuda" else [])
     return {name: _torch_step(torch, device, name, batch, train) for name in variants}
 
 
@@ -260,9 +258,7 @@ def _torch_step(torch, device: str, variant: str, batch: int, train: bool) -> Ca
     x = images.permute(0, 3, 1, 2).contiguous(memory_format=layout)
     optimizer = torch.optim.SGD(net.parameters(), 0.1, momentum=0.9, weight_decay=5e-4, nesterov=True)
     forward = (
-        torch.compile(net, mode="reduce-overhead" if device == "cuda" else None)
-        if variant.startswith("compiled")
-        else net
+        torch.compile(net, mode="reduce-overhead" if device == "cuda" else None) if variant.startswith("compiled") else net
     )
 
     def step() -> None:
@@ -393,10 +389,7 @@ def main() -> None:
     report["convolutions"] = convolution_kernels(first, arguments.repeats)
     report["places"] = places_on_the_roofline(first, arguments.repeats, report["roofline"])
     report["steps"] = [
-        row
-        for batch in arguments.batch_sizes
-        for train in (True, False)
-        for row in compare(batch, train, arguments.repeats)
+        row for batch in arguments.batch_sizes for train in (True, False) for row in compare(batch, train, arguments.repeats)
     ]
     peak = report["roofline"]
     for row in report["convolutions"]:

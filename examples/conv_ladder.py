@@ -17,13 +17,7 @@ from ladder import climb, counts
 import minires as mr
 
 SOURCE = Path(__file__).with_suffix(".cu")
-STEPS = (
-    "conv_1_direct",
-    "conv_2_im2col_and_product",
-    "conv_3_shared_tile",
-    "conv_4_register_sums",
-    "conv_5_as_trained",
-)
+STEPS = ("conv_1_direct", "conv_2_im2col_and_product", "conv_3_shared_tile", "conv_4_register_sums", "conv_5_as_trained")
 
 
 def convolve(name: str, x: Any, w: Any, y: Any) -> None:

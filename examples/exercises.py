@@ -58,10 +58,7 @@ def adam_step(rng: np.random.Generator) -> Case:
 
 def max_pool2x2_backward(rng: np.random.Generator) -> Case:
     n, h, w, c = 2, 8, 10, 3
-    x, dy = (
-        rng.integers(0, 4, (n, h, w, c)).astype(float),
-        rng.standard_normal((n, h // 2, w // 2, c)),
-    )  # many are equal
+    x, dy = (rng.integers(0, 4, (n, h, w, c)).astype(float), rng.standard_normal((n, h // 2, w // 2, c)))  # many are equal
     split = x.reshape(n, h // 2, 2, w // 2, 2, c).transpose(0, 1, 3, 5, 2, 4)
     chosen = np.eye(4)[split.reshape(*dy.shape, 4).argmax(-1)] * dy[..., None]
     dx = chosen.reshape(split.shape).transpose(0, 1, 4, 2, 5, 3).reshape(x.shape)

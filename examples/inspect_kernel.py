@@ -31,12 +31,7 @@ from minires.table import Table
 from minires.watch import display
 from minires.watch.counters import Launch
 
-STAGES = {
-    0: (3, 16, 32, 1),
-    1: (16, 16, 32, 1),
-    2: (16, 32, 32, 2),
-    3: (32, 64, 16, 2),
-}  # channels in, out; size; stride
+STAGES = {0: (3, 16, 32, 1), 1: (16, 16, 32, 1), 2: (16, 32, 32, 2), 3: (32, 64, 16, 2)}  # channels in, out; size; stride
 
 
 def training_step(batch: int) -> Callable[[], None]:
@@ -58,9 +53,7 @@ def training_step(batch: int) -> Callable[[], None]:
 def stage_step(stage: int, batch: int) -> Callable[[], None]:
     """Forward and backward of the blocks that a stage of ResNet-20 is made of; stage 0 is the first convolution."""
     c, o, size, stride = STAGES[stage]
-    x = mr.Tensor(
-        np.random.default_rng(0).standard_normal((batch, size, size, c)).astype(np.float32), requires_grad=True
-    )
+    x = mr.Tensor(np.random.default_rng(0).standard_normal((batch, size, size, c)).astype(np.float32), requires_grad=True)
     if stage == 0:
         blocks = [mr.nn.Conv2d(c, o, 3, padding=1), mr.nn.BatchNorm2d(o)]
     else:
@@ -218,13 +211,7 @@ class Inspection:
     def _repr_html_(self) -> str:
         launch, totals = self.launch, [self.launch.total("global"), self.launch.total("shared")]
         sums = [
-            [
-                f"{t.requests}",
-                f"{t.lanes / t.requests:.1f}",
-                f"{t.cost}",
-                f"{t.cost_least}",
-                f"{t.unit} ({t.space} memory)",
-            ]
+            [f"{t.requests}", f"{t.lanes / t.requests:.1f}", f"{t.cost}", f"{t.cost_least}", f"{t.unit} ({t.space} memory)"]
             for t in totals
             if t.requests
         ]
@@ -265,9 +252,7 @@ def inspect(kernel: str, run: Callable[[], None], blocks: int = 4, gpu: str = "H
 def main() -> None:
     parser = argparse.ArgumentParser(description="Show what a GPU would do with a kernel, without a GPU.")
     parser.add_argument("kernel", nargs="?", help="of kernels/, or of --file")
-    parser.add_argument(
-        "--layer", type=int, choices=STAGES, default=1, help="stage of ResNet-20; 0 is the first convolution"
-    )
+    parser.add_argument("--layer", type=int, choices=STAGES, default=1, help="stage of ResNet-20; 0 is the first convolution")
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--blocks", type=int, default=4, help="how many blocks of a launch are counted")
     parser.add_argument("--gpu", choices=occupancy.GPUS, default="H100", help="whose instructions are shown")

@@ -36,10 +36,7 @@ PTX_KINDS = (  # the first that an operation begins with
 )
 SASS_KINDS = (
     (r"[FD]FMA", "multiply-add"),
-    (
-        r"BRA|BSSY|BSYNC|EXIT|BAR|WARPSYNC|CALL|RET|U?ISETP|[FD]SETP|U?PLOP3|U?SEL|FSEL|NOP|DEPBAR|ERRBAR|MEMBAR",
-        "control",
-    ),
+    (r"BRA|BSSY|BSYNC|EXIT|BAR|WARPSYNC|CALL|RET|U?ISETP|[FD]SETP|U?PLOP3|U?SEL|FSEL|NOP|DEPBAR|ERRBAR|MEMBAR", "control"),
     (r"[FD](?:ADD|MUL|MNMX)|MUFU|I2F|F2I|F2F|FCHK", "other arithmetic"),
     (r"SHFL|VOTE|MATCH|REDUX", "warp primitive"),
     (r"U?MOV|S2U?R|CS2R|R2UR", "move"),
@@ -64,9 +61,7 @@ class Loop:
     def __str__(self) -> str:
         rounds = "" if self.rounds is None else f" {self.rounds:,} rounds of"
         share = self.kinds.get("multiply-add", 0) / self.total
-        lines = [
-            f"{self.code}, the busiest loop:{rounds} {self.total:.1f} instructions, {share:.0%} of them multiply-adds"
-        ]
+        lines = [f"{self.code}, the busiest loop:{rounds} {self.total:.1f} instructions, {share:.0%} of them multiply-adds"]
         lines += [f"{count:10.1f}  {kind}" for kind, count in sorted(self.kinds.items(), key=lambda item: -item[1])]
         return "\n".join(lines)
 
@@ -138,9 +133,7 @@ def busiest(blocks: list[ptx.Block], counts: list[int], code: str) -> Loop | Non
     inner = innermost(loops)
     if not inner:
         return None
-    first, last = max(
-        inner, key=lambda one: sum(counts[i] * len(blocks[i].instructions) for i in range(one[0], one[1] + 1))
-    )
+    first, last = max(inner, key=lambda one: sum(counts[i] * len(blocks[i].instructions) for i in range(one[0], one[1] + 1)))
     kinds: Counter[str] = Counter()
     for i in range(first, last + 1):
         for operation, _, _ in blocks[i].instructions:

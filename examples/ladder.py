@@ -58,7 +58,5 @@ def climb(
         print(row + (count(name) if count and name in steps else ""))
         before = speed
     if count:
-        print(
-            "\nThe last four are of a GPU, by counting and not by measurement: accesses of a warp, sectors of global memory"
-        )
+        print("\nThe last four are of a GPU, by counting and not by measurement: accesses of a warp, sectors of global memory")
         print("and wavefronts of shared memory for 32 multiply-adds; and how many warps fit an H100's multiprocessor.")

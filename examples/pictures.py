@@ -64,9 +64,7 @@ def losses(runs: dict[str, np.ndarray], path: Path) -> None:
     _save(figure, path)
 
 
-def predictions(
-    images: np.ndarray, labels: np.ndarray, predicted: np.ndarray, classes: Sequence[str], path: Path
-) -> None:
+def predictions(images: np.ndarray, labels: np.ndarray, predicted: np.ndarray, classes: Sequence[str], path: Path) -> None:
     """Up to 16 images, (N, 32, 32, 3) uint8, that were classified right, and under them up to 16 that were not."""
     right = predicted == labels
     figure, axes = _pyplot().subplots(4, 8, figsize=(10, 6.2), layout="constrained")
@@ -76,9 +74,7 @@ def predictions(
         for axis, i in zip(rows.flat, chosen, strict=False):
             axis.imshow(images[i])
             name, truth = classes[predicted[i]], classes[labels[i]]
-            axis.set_title(
-                name if right[i] else f"{name},\nnot {truth}", fontsize=8, color="green" if right[i] else "red"
-            )
+            axis.set_title(name if right[i] else f"{name},\nnot {truth}", fontsize=8, color="green" if right[i] else "red")
     figure.suptitle(f"{right.sum()} of {len(labels)} test images are classified right")
     _save(figure, path)
 

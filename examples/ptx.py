@@ -34,16 +34,9 @@ PLAIN |= {"and": "{0} & {1}", "or": "{0} | {1}", "xor": "{0} ^ {1}", "fma": "__b
 PLAIN |= {"mul_wide": "({W}){0} * {1}"}
 COMBINE = {"and": "a & b", "or": "a | b", "xor": "a ^ b"}
 REDUCE = COMBINE | {"add": "a + b", "min": "a < b ? a : b", "max": "a > b ? a : b"}
-ATOMIC = REDUCE | {
-    "exch": "b",
-    "inc": "a >= b ? 0 : a + 1",
-    "dec": "a == 0 || a > b ? b : a - 1",
-    "cas": "a == b ? c : a",
-}
+ATOMIC = REDUCE | {"exch": "b", "inc": "a >= b ? 0 : a + 1", "dec": "a == 0 || a > b ? b : a - 1", "cas": "a == b ? c : a"}
 LANES = {"up": "l - n, int(l - n) >= int(most)", "down": "l + n, l + n <= most", "bfly": "l ^ n, (l ^ n) <= most"}
-LANES |= {
-    "idx": "least | (n & ~segment), (least | (n & ~segment)) <= most"
-}  # the lane that is read, and whether it may be
+LANES |= {"idx": "least | (n & ~segment), (least | (n & ~segment)) <= most"}  # the lane that is read, and whether it may be
 VOTES = {"ballot": "yes", "any": "yes != 0", "all": "yes == mask", "uni": "yes == mask || yes == 0"}
 MATCHES = {"any": "same", "all": "(second = same == mask) ? mask : 0"}
 ROUND = {"rn": "FE_TONEAREST", "rz": "FE_TOWARDZERO", "rm": "FE_DOWNWARD", "rp": "FE_UPWARD"}
@@ -115,9 +108,7 @@ _TOKEN = re.compile(
     r"\s*(?:\.(?:version|target|address_size)[^\n]*|(?P<brace>[{}])|(?P<label>[\w$]+)\s*:(?!:)"
     r"|(?P<function>(?:\.\w+\s+)*\.(?:entry|func)\b[^{;]*)|(?P<statement>(?:[^;{}]|\{[^{};]*\})+);|;|(?P<end>\s*$)|(?P<bad>.))"
 )
-_FUNCTION = re.compile(
-    r"\.(?P<kind>entry|func)\s*(?:\((?P<result>[^)]*)\))?\s*(?P<name>[\w$]+)\s*(?:\((?P<rest>[^)]*)\))?"
-)
+_FUNCTION = re.compile(r"\.(?P<kind>entry|func)\s*(?:\((?P<result>[^)]*)\))?\s*(?P<name>[\w$]+)\s*(?:\((?P<rest>[^)]*)\))?")
 _VARIABLE = re.compile(
     r"(?P<before>(?:\.(?:visible|extern|weak|common)\s+)*)\.(?P<space>global|const|shared|local|param)\s+"
     r"(?:\.align\s+(?P<align>\d+)\s+)?\.[a-z]*(?P<bits>\d+)\s+(?P<name>[\w$%]+)(?P<dims>(?:\s*\[\d*\])*)\s*"
@@ -348,8 +339,7 @@ class Translator:
         types = {"T": kind, "u": "uint32_t", "p": "bool", "a": "uint64_t"}
         types["W"] = f"{kind.partition('int')[0]}int{16 * self.size}_t"
         values = [
-            self.place(o, self.size) if k == "m" else self.value(o, types[k])
-            for o, k in zip(operands, kinds, strict=False)
+            self.place(o, self.size) if k == "m" else self.value(o, types[k]) for o, k in zip(operands, kinds, strict=False)
         ]
         if is_plain:
             return self.to(d, PLAIN[name].format(*values, W=types["W"], f="f" * (kind == "float")))
@@ -370,9 +360,7 @@ class Translator:
             mode = self.one_of(ROUND, "FE_TONEAREST")
             call = f"ptx::{name}<{kind}>({', '.join(values)})"
             if kind in FLOATS and mode != "FE_TONEAREST":
-                call = (
-                    f"ptx::rounding<{mode}>([](auto... v) {{ return ptx::{name}<{kind}>(v...); }}, {', '.join(values)})"
-                )
+                call = f"ptx::rounding<{mode}>([](auto... v) {{ return ptx::{name}<{kind}>(v...); }}, {', '.join(values)})"
             call = f"ptx::ftz({call})" if flush else call
             call = f"ptx::saturated({call})" if saturate else call
             call = f"ptx::upper({call})" if {"approx", "ftz", "f64"} <= mods else call
@@ -389,9 +377,7 @@ class Translator:
         sign = "-" if name.startswith("sub") else "+"
         carried = f" {sign} carry" if name.endswith("c") else ""
         keep = " carry = t >> 8 * sizeof(T) & 1;" if "cc" in self.mods else ""
-        return (
-            f"using T = {kind}; const {wide} t = {f' {sign} '.join(values)}{carried}; {self.to(d, 'T(t)', kind)}{keep}"
-        )
+        return f"using T = {kind}; const {wide} t = {f' {sign} '.join(values)}{carried}; {self.to(d, 'T(t)', kind)}{keep}"
 
     def do_mov(self, d: str, a: str) -> str:
         parts = split((d if d.startswith("{") else a).strip("{}"))
@@ -413,9 +399,7 @@ class Translator:
 
     def do_st(self, a: str, v: str) -> str:
         parts = split(v.strip("{}"))
-        stores = [
-            f"*(ptx::{self.kind}_*)(at + {self.size * i}) = {self.value(p, self.kind)};" for i, p in enumerate(parts)
-        ]
+        stores = [f"*(ptx::{self.kind}_*)(at + {self.size * i}) = {self.value(p, self.kind)};" for i, p in enumerate(parts)]
         return f"unsigned char* at = {self.place(a, self.size * len(parts))}; {' '.join(stores)}"
 
     def do_setp(self, d: str, x: str, y: str, c: str = "") -> str:
@@ -425,9 +409,7 @@ class Translator:
         compared = self.one_of(COMPARE).format(self.value(x, self.kind), self.value(y, self.kind))
         if not c and not second:
             return self.to(first, compared, "bool")
-        combined = (
-            PLAIN[next(m for m in self.mods if m in COMBINE)].format("{}is", self.value(c, "bool")) if c else "{}is"
-        )
+        combined = PLAIN[next(m for m in self.mods if m in COMBINE)].format("{}is", self.value(c, "bool")) if c else "{}is"
         code = f"const bool is = {compared}; {self.to(first, combined.format(''), 'bool')}"
         return code + (self.to(second, combined.format("!"), "bool") if second else "")
 

@@ -24,9 +24,7 @@ import minires as mr
 from minires.device.source import blank, closing, spaces
 
 KEEP = re.compile(r"__global__|__device__|__constant__|__shared__|constexpr")
-TYPE = re.compile(
-    r"(?:template\s*<[^;{}]*>\s*)?(?:typedef\b|using\b|namespace\b|struct\b|class\b|union\b|enum\b|const\b)"
-)
+TYPE = re.compile(r"(?:template\s*<[^;{}]*>\s*)?(?:typedef\b|using\b|namespace\b|struct\b|class\b|union\b|enum\b|const\b)")
 
 
 def without_host_code(code: str) -> str:

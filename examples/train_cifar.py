@@ -448,9 +448,7 @@ def train_in(out: Path, arguments: argparse.Namespace, data: mr.cifar.Dataset) -
     train = mr.cifar.Loader(data.train, arguments.batch_size, train=True, seed=arguments.seed)
     test = mr.cifar.Loader(data.test, arguments.batch_size, train=False)
     optimizer, schedule, steps = make_optimizer(arguments, net, len(train))
-    options = {
-        k: v for k, v in vars(arguments).items() if k not in ("out", "resume", "profile", "verify", "no_progress")
-    }
+    options = {k: v for k, v in vars(arguments).items() if k not in ("out", "resume", "profile", "verify", "no_progress")}
     run = Run(options, out, net, optimizer, schedule, steps)
     run.has_bar = wants_bar() and not arguments.no_progress
     if arguments.resume:
@@ -492,14 +490,7 @@ def train_in(out: Path, arguments: argparse.Namespace, data: mr.cifar.Dataset) -
 if __name__ == "__main__":
     try:
         main()
-    except (
-        mr.DeviceError,
-        mr.cifar.DataError,
-        mr.checkpoint.CheckpointError,
-        FloatingPointError,
-        OSError,
-        ValueError,
-    ) as e:
+    except (mr.DeviceError, mr.cifar.DataError, mr.checkpoint.CheckpointError, FloatingPointError, OSError, ValueError) as e:
         sys.exit(f"error: {e}")
     except KeyboardInterrupt:
         sys.exit(130)

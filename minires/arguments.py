@@ -65,20 +65,12 @@ def check_channels(operation: str, x: Tensor, weight: Tensor) -> None:
         hint = ": x looks like N x C x H x W, and minires has N x H x W x C: transpose it by (0, 2, 3, 1)"
     elif weight.shape[1] == c:
         hint = ": weight looks like O x C x KH x KW, and minires has KH x KW x C x O: transpose it by (2, 3, 1, 0)"
-    raise ValueError(
-        f"{operation}: x has {c} channels but weight takes {wanted}: shapes {x.shape} and {weight.shape}{hint}"
-    )
+    raise ValueError(f"{operation}: x has {c} channels but weight takes {wanted}: shapes {x.shape} and {weight.shape}{hint}")
 
 
 def pair_of(operation: str, name: str, value: int | tuple[int, int], least: int) -> tuple[int, int]:
     """`value`, an integer or a pair of them, as a pair. Raises TypeError, or ValueError where one is below `least`."""
-    pair = (
-        (value, value)
-        if isinstance(value, (int, np.integer))
-        else tuple(value)
-        if isinstance(value, (tuple, list))
-        else ()
-    )
+    pair = (value, value) if isinstance(value, (int, np.integer)) else tuple(value) if isinstance(value, (tuple, list)) else ()
     if len(pair) != 2 or not all(isinstance(v, (int, np.integer)) and not isinstance(v, bool) for v in pair):
         raise TypeError(f"{operation}: {name} must be an integer or a pair of integers, got {value!r}")
     if min(pair) < least:
@@ -107,14 +99,10 @@ def labels_of(operation: str, logits: Tensor, target: Any) -> Any:
     """`target` as int32 on the device; what is there already is checked by a kernel, of which a GPU tells when it is read."""
     target = np.asarray(target) if isinstance(target, (list, tuple)) else target
     if not hasattr(target, "dtype") or target.dtype.kind not in "iu":
-        raise TypeError(
-            f"{operation}: target must be an integer array, got {getattr(target, 'dtype', type(target).__name__)}"
-        )
+        raise TypeError(f"{operation}: target must be an integer array, got {getattr(target, 'dtype', type(target).__name__)}")
     n, c = logits.shape
     if target.shape != (n,):
-        raise ValueError(
-            f"{operation}: target must have the shape ({n},) for logits {logits.shape}, got {target.shape}"
-        )
+        raise ValueError(f"{operation}: target must have the shape ({n},) for logits {logits.shape}, got {target.shape}")
     now = device.current()
     if not isinstance(target, (now.array_type, np.ndarray)):
         raise TypeError(f"{operation}: target is not on the current device, {now.name}")
@@ -124,9 +112,7 @@ def labels_of(operation: str, logits: Tensor, target: Any) -> Any:
     labels = target if target.dtype == np.int32 else _to_int32(target, c)
     labels = labels if isinstance(labels, now.array_type) and labels.flags.c_contiguous else now.to_device(labels)
     if not now.is_recording:  # the calls before have checked them
-        device.launch(
-            "find_bad_label", (1,), (1,), labels, _bad_label(operation, now, now.watcher), n, c, scalar=logits.dtype
-        )
+        device.launch("find_bad_label", (1,), (1,), labels, _bad_label(operation, now, now.watcher), n, c, scalar=logits.dtype)
         now.when_read(_check_label_of(operation))
     return labels
 
@@ -151,9 +137,7 @@ def _check_label_of(operation: str) -> Callable[[], None]:
 
 
 def _bad_label_error(operation: str, index: int, value: int, classes: int) -> ValueError:
-    return ValueError(
-        f"{operation}: target[{index}] is {value}, but with {classes} classes labels lie in 0 .. {classes - 1}"
-    )
+    return ValueError(f"{operation}: target[{index}] is {value}, but with {classes} classes labels lie in 0 .. {classes - 1}")
 
 
 def _to_int32(labels: Any, classes: int) -> Any:

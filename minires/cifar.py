@@ -105,9 +105,7 @@ def load(data_dir: str | Path, download: bool = True, verify: bool = False) -> D
     """
     root, folder = Path(data_dir), Path(data_dir) / FOLDER
     if not _is_there(folder) and folder.is_dir() and (missing := _missing(folder)) != [*TRAIN_FILES, *TEST_FILES]:
-        raise DamagedError(
-            f"{folder} lacks {', '.join(missing)}: add what is missing, or delete the rest to fetch it again"
-        )
+        raise DamagedError(f"{folder} lacks {', '.join(missing)}: add what is missing, or delete the rest to fetch it again")
     if not _is_there(folder) and (python := _python_version(root)):
         return _load_python(python)
     if not _is_there(folder):
@@ -200,9 +198,7 @@ def _read_file(path: Path, verify: bool) -> bytes:
             f"{path} has {len(data)} bytes instead of {FILE_RECORDS * RECORD_BYTES}: delete it to fetch it again"
         )
     if verify and (digest := hashlib.sha256(data).hexdigest()) != FILE_SHA256[path.name]:
-        raise DamagedError(
-            f"{path} has the SHA-256 {digest} instead of {FILE_SHA256[path.name]}: delete it to fetch it again"
-        )
+        raise DamagedError(f"{path} has the SHA-256 {digest} instead of {FILE_SHA256[path.name]}: delete it to fetch it again")
     return data
 
 
@@ -212,16 +208,12 @@ def parse(data: bytes, source: str = "data") -> Split:
     Raises DataError for a length that is no multiple of a record, or a label over 9.
     """
     if len(data) == 0 or len(data) % RECORD_BYTES:
-        raise DamagedError(
-            f"{source} has {len(data)} bytes, not a positive multiple of {RECORD_BYTES}: it is truncated"
-        )
+        raise DamagedError(f"{source} has {len(data)} bytes, not a positive multiple of {RECORD_BYTES}: it is truncated")
     records = np.frombuffer(data, np.uint8).reshape(-1, RECORD_BYTES)
     labels = records[:, 0].astype(np.int32)
     if labels.max() > 9:
         index = int(np.argmax(labels > 9))
-        raise DamagedError(
-            f"{source} has the label {labels[index]} in record {index}, but labels are 0 .. 9: it is damaged"
-        )
+        raise DamagedError(f"{source} has the label {labels[index]} in record {index}, but labels are 0 .. 9: it is damaged")
     return Split(np.ascontiguousarray(records[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)), labels)
 
 
@@ -272,9 +264,7 @@ def _extract_expected(archive: Path, destination: Path) -> None:
                 if member.name != f"{FOLDER}/{name}" or name not in FILE_SHA256:
                     continue
                 if name not in expected or not member.isreg() or member.size != FILE_RECORDS * RECORD_BYTES:
-                    raise DataError(
-                        f"the CIFAR-10 archive's {name} has {member.size} bytes: it is not the official one"
-                    )
+                    raise DataError(f"the CIFAR-10 archive's {name} has {member.size} bytes: it is not the official one")
                 expected.remove(name)
                 with _open(tar, member) as source, (destination / name).open("wb") as file:
                     shutil.copyfileobj(source, file)
@@ -359,9 +349,7 @@ class Loader:
     smaller. With `train`, epoch `epoch` shuffles, pads by 4, crops and flips, all decided by (seed, epoch) alone.
     """
 
-    def __init__(
-        self, split: Split, batch_size: int, train: bool, seed: int = 0, dtype: np.dtype | type = np.float32
-    ) -> None:
+    def __init__(self, split: Split, batch_size: int, train: bool, seed: int = 0, dtype: np.dtype | type = np.float32) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         now = device.current()

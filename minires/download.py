@@ -28,9 +28,7 @@ def download(url: str, path: Path, size: int, sha256: str) -> None:
     from tqdm.auto import tqdm
 
     failures, best = 0, _length(path)
-    with tqdm(
-        total=size, initial=best, unit="B", unit_scale=True, desc=path.name, leave=False, disable=not wants_bar()
-    ) as bar:
+    with tqdm(total=size, initial=best, unit="B", unit_scale=True, desc=path.name, leave=False, disable=not wants_bar()) as bar:
         while _length(path) < size:
             reason = _attempt(url, path, size, bar)
             if reason is None:
@@ -46,9 +44,7 @@ def download(url: str, path: Path, size: int, sha256: str) -> None:
     length = _length(path)
     if length != size or digest != sha256:
         path.unlink()
-        raise DownloadError(
-            f"what {url} sent, {length} bytes, has the SHA-256 {digest} instead of {sha256}: it was deleted"
-        )
+        raise DownloadError(f"what {url} sent, {length} bytes, has the SHA-256 {digest} instead of {sha256}: it was deleted")
 
 
 def wants_bar() -> bool:

@@ -91,9 +91,7 @@ class Module:
         state = {k: v for k, v in state.items() if not k.endswith("num_batches_tracked")}
         missing, unknown = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
         if missing or unknown:
-            raise KeyError(
-                f"the state does not fit this network: missing {missing or 'none'}, unknown {unknown or 'none'}"
-            )
+            raise KeyError(f"the state does not fit this network: missing {missing or 'none'}, unknown {unknown or 'none'}")
         arrays = {k: v.numpy() if isinstance(v, Tensor) else np.asarray(v) for k, v in state.items()}
         for name, tensor in own.items():
             shape = channels_first(np.empty(tensor.shape)).shape

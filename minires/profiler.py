@@ -31,9 +31,7 @@ class Profile:
         rows = []
         for name, k in sorted(self.kernels.items(), key=lambda item: -item[1].seconds):
             rate = k.bytes / k.seconds / 1e9 if k.seconds else 0.0
-            rows.append(
-                [f"{k.launches}", f"{k.seconds * 1e3:.2f}", f"{k.seconds / total:.1%}", f"{rate:.1f}", named(name)]
-            )
+            rows.append([f"{k.launches}", f"{k.seconds * 1e3:.2f}", f"{k.seconds / total:.1%}", f"{rate:.1f}", named(name)])
         return Table(["launches", "ms", "share", "GB/s", "kernel"], rows)
 
     def __repr__(self) -> str:

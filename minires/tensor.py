@@ -138,9 +138,7 @@ class Tensor:
         TypeError for one of the wrong dtype; RuntimeError where no graph was recorded, or it was used before.
         """
         if not self.requires_grad:
-            raise RuntimeError(
-                "backward() on a tensor that does not require a gradient: no input of it does, or no_grad"
-            )
+            raise RuntimeError("backward() on a tensor that does not require a gradient: no input of it does, or no_grad")
         gradients = {id(self): self._seed(gradient)}
         order = _topological_order(self)
         while order:
@@ -171,9 +169,7 @@ class Tensor:
         return gradient.data
 
 
-def record(
-    name: str, data: Any, inputs: tuple[Tensor, ...], backward: Callable[..., tuple], adds: bool = False
-) -> Tensor:
+def record(name: str, data: Any, inputs: tuple[Tensor, ...], backward: Callable[..., tuple], adds: bool = False) -> Tensor:
     """The result of an operation: a tensor that remembers, where an input requires a gradient, how to pass one back.
 
     `backward` takes the gradient of `data`, an array, and returns one array (or None) for each input. With `adds` it also
@@ -196,9 +192,7 @@ def add_arrays(a: Any, b: Any) -> Any:
 
 def _run_backward(node: Node, dy: Any, *known: Any) -> tuple:
     if node.backward is None:
-        raise RuntimeError(
-            f"backward() a second time through {node.name}: its graph was freed by the first; run forward again"
-        )
+        raise RuntimeError(f"backward() a second time through {node.name}: its graph was freed by the first; run forward again")
     backward, node.backward = node.backward, None
     return backward(dy, *known)
 

@@ -106,9 +106,7 @@ def pytest_addoption(parser):
     parser.addoption("--no-sanitize", action="store_true", help="do not run the kernels' tests under the sanitizer too")
     parser.addoption("--sanitize-seed", type=int, default=0, help="decides the random order of the threads")
     parser.addoption("--late-seed", type=int, default=0, help="decides when the late GPU does what")
-    parser.addoption(
-        "--no-pool", action="store_true", help="on a GPU: memory of its own for each array, as memcheck needs"
-    )
+    parser.addoption("--no-pool", action="store_true", help="on a GPU: memory of its own for each array, as memcheck needs")
 
 
 def pytest_configure(config):

@@ -22,24 +22,7 @@ TABLE = Path(__file__).with_suffix(".json")
 SAMPLES = 32
 FLOATS = [0, -0.0, 1, -1, 0.5, -0.5, 2.5, -2.5, 3, 1.5, 0.1, 100, 1e-40, 2**-126, 3.4e38, 2**31, -(2**31), 2**63, 2**64]
 FLOATS += [np.inf, -np.inf, np.nan, 0.999, -0.75]
-INTEGERS = [
-    0,
-    1,
-    -1,
-    2,
-    31,
-    32,
-    33,
-    255,
-    -(2**31),
-    2**31 - 1,
-    0x7FFF8000,
-    0x00FF7F80,
-    0x80808080,
-    2**63 - 1,
-    -(2**63),
-    7,
-]
+INTEGERS = [0, 1, -1, 2, 31, 32, 33, 255, -(2**31), 2**31 - 1, 0x7FFF8000, 0x00FF7F80, 0x80808080, 2**63 - 1, -(2**63), 7]
 TYPES = {"float": 4, "double": 8, "int": 4, "unsigned int": 4, "long long int": 8, "unsigned long long int": 8}
 TYPES |= {"long int": 8, "bool": 1, "char4": 4, "uchar4": 4, "short2": 4, "ushort2": 4, "unsigned short": 2}
 # The largest error that NVIDIA documents, in units of the last place: float, double. Others are exact.
@@ -95,17 +78,13 @@ def kernel(chosen: list[str]) -> str:
                 given.append(f"&a{i}")
                 outputs += 1
             else:
-                given.append(
-                    "3" if name.startswith(("norm", "rnorm")) and len(parameters) == 2 else f"as<{base}>(in[{i}])"
-                )
+                given.append("3" if name.startswith(("norm", "rnorm")) and len(parameters) == 2 else f"as<{base}>(in[{i}])")
                 if name.startswith(("jn", "yn")) and i == 0:
                     given[0] = "int(in[0] & 7)"
         call = f"{name}({', '.join(given)})"
         call = f"{call};" if returned == "void" else f"put(out, {returned.replace(' int', '')}({call}));"
         call = call.replace("put(out, unsigned long long(", "put(out, (unsigned long long)(")
-        call = call.replace("put(out, long long(", "put(out, (long long)(").replace(
-            "unsigned short(", "(unsigned short)("
-        )
+        call = call.replace("put(out, long long(", "put(out, (long long)(").replace("unsigned short(", "(unsigned short)(")
         cases.append(f"case {number}: {{ {' '.join(before)} {call} {' '.join(after)} break; }}")
     return (
         "typedef unsigned long long word;\n"
@@ -122,9 +101,7 @@ def inputs(prototype: str) -> np.ndarray:
     """SAMPLES x 4 words, whose low bits are the arguments: edges first, then numbers of any size."""
     words = np.zeros((SAMPLES, 4), np.uint64)
     parameters = [p for p in read(prototype)[2] if not p.endswith("*") or p.startswith("const ")]
-    parameters = (
-        [parameters[-1]] * 3 if "const " in prototype else parameters
-    )  # norm takes three numbers, and their count
+    parameters = [parameters[-1]] * 3 if "const " in prototype else parameters  # norm takes three numbers, and their count
     for column, kind in enumerate(p.removesuffix(" *").removeprefix("const ") for p in parameters):
         state = np.uint64(column + 1)
         for row in range(SAMPLES):
@@ -171,9 +148,7 @@ def allowed(prototype: str, kind: str, result: np.ndarray) -> np.ndarray:
     words = inputs(prototype)
     with np.errstate(over="ignore", invalid="ignore"):
         unit = np.abs(np.spacing(result.astype(f"f{TYPES[kind]}"))).astype(float)
-    last = (
-        numbers(words[:, len([p for p in parameters if "*" not in p]) - 1], kind) if "const" not in prototype else None
-    )
+    last = numbers(words[:, len([p for p in parameters if "*" not in p]) - 1], kind) if "const" not in prototype else None
     base = name if name in BOUNDS else name.removesuffix("f")
     if name in INTRINSICS:
         return INTRINSICS[name](np.abs(numbers(words[:, 0], kind)), np.abs(last), np.abs(result), unit)
@@ -198,6 +173,4 @@ if __name__ == "__main__":
         sys.exit(main())
     from conftest import late_gpu_environment
 
-    sys.exit(
-        subprocess.run([sys.executable, __file__], env=os.environ | late_gpu_environment(0), check=False).returncode
-    )
+    sys.exit(subprocess.run([sys.executable, __file__], env=os.environ | late_gpu_environment(0), check=False).returncode)

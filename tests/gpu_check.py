@@ -91,24 +91,14 @@ METRICS = {  # of Nsight Compute, and what we call them
 def counters(arguments: argparse.Namespace) -> list[dict]:
     """What ncu counts in a training step, beside what is counted without a GPU."""
     batch, out, examples = "4" if arguments.rehearse else "128", Path(arguments.out), str(ROOT / "examples")
-    ours = [
-        sys.executable,
-        f"{examples}/inspect_kernel.py",
-        "--step",
-        "--batch",
-        batch,
-        "--json",
-        str(out / "ours.json"),
-    ]
+    ours = [sys.executable, f"{examples}/inspect_kernel.py", "--step", "--batch", batch, "--json", str(out / "ours.json")]
     results = [run(ours, arguments.limit())]
     program = shutil.which("ncu") or "/usr/local/cuda/bin/ncu"
     code = f"import sys; sys.path.insert(0, {examples!r}); import inspect_kernel as i; i.training_step({batch})()"
     options = ["--csv", "--page", "raw", "--log-file", str(out / "ncu.csv"), "--metrics", ",".join(METRICS)]
     if Path(program).exists():
         results.append(run([program, *options, sys.executable, "-c", code], arguments.limit()))
-        (out / "counters.md").write_text(
-            beside(json.loads((out / "ours.json").read_text()), (out / "ncu.csv").read_text())
-        )
+        (out / "counters.md").write_text(beside(json.loads((out / "ours.json").read_text()), (out / "ncu.csv").read_text()))
     return results
 
 
@@ -197,9 +187,7 @@ def write(report: dict, out: Path) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Check minires on a GPU and write a report.")
-    parser.add_argument(
-        "--data-dir", default=os.environ.get("MINIRES_DATA", "data"), help="holds cifar-10-batches-bin/"
-    )
+    parser.add_argument("--data-dir", default=os.environ.get("MINIRES_DATA", "data"), help="holds cifar-10-batches-bin/")
     parser.add_argument("--out", required=True, help="a folder for the report")
     parser.add_argument("--rehearse", action="store_true", help="a few images, the smallest sizes")
     parser.add_argument("--only", nargs="*", choices=PARTS, default=list(PARTS))

@@ -143,13 +143,7 @@ def judge(mutant: Mutant, cache: Path, limits: tuple[float, float]) -> dict:
     if "could not compile the kernels" in output:
         status = "invalid"
     reason = next((line for line in output.splitlines() if line.startswith("E  ")), output[-200:])
-    return {
-        "key": mutant.key,
-        "line": mutant.line,
-        "operator": mutant.operator,
-        "status": status,
-        "reason": reason[:200],
-    }
+    return {"key": mutant.key, "line": mutant.line, "operator": mutant.operator, "status": status, "reason": reason[:200]}
 
 
 def read_results() -> dict[str, dict]:

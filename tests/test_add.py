@@ -21,13 +21,9 @@ def test_shapes_must_be_equal():
         mr.Tensor(np.ones((2, 3), np.float32)) + mr.Tensor(np.ones(3, np.float32))
 
 
-@pytest.mark.parametrize(
-    ("channels", "out", "stride"), [(1, 1, 1), (4, 8, 2), (3, 8, 2), (5, 5, 3), (2, 7, 1), (16, 48, 2)]
-)
+@pytest.mark.parametrize(("channels", "out", "stride"), [(1, 1, 1), (4, 8, 2), (3, 8, 2), (5, 5, 3), (2, 7, 1), (16, 48, 2)])
 @pytest.mark.parametrize("tiling", tiles.TABLES)
-@pytest.mark.parametrize(
-    "image", [(1, 1), (8, 8), (7, 5), (9, 35)], ids=str
-)  # the last needs several blocks for a plane
+@pytest.mark.parametrize("image", [(1, 1), (8, 8), (7, 5), (9, 35)], ids=str)  # the last needs several blocks for a plane
 def test_shortcut(rng, dtype, channels, out, stride, image, tiling, monkeypatch):
     monkeypatch.setattr(device.current(), "tiling", tiling)
     x = mr.Tensor(rng.standard_normal((2, *image, channels)).astype(dtype), requires_grad=True)

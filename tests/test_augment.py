@@ -25,9 +25,7 @@ def normalised(images):
 def test_without_augmentation_it_normalises(dtype):
     indices = np.array([3, 39, 3, 0], np.int32)
     y = launch(SPLIT.images, indices, 0, 0, 7, dtype)
-    np.testing.assert_allclose(
-        y, normalised(SPLIT.images[indices]), rtol=0, atol=1e-6 if dtype == np.float32 else 1e-14
-    )
+    np.testing.assert_allclose(y, normalised(SPLIT.images[indices]), rtol=0, atol=1e-6 if dtype == np.float32 else 1e-14)
 
 
 def splitmix64(state):

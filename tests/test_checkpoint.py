@@ -63,15 +63,9 @@ def test_prefixes_of_all_names_are_taken_off(prefix):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (
-            lambda s: s.pop("fc.weight"),
-            "nearest is ResNet-14, shortcut A\nexpected and not found: fc.weight (10, 64)\n",
-        ),
+        (lambda s: s.pop("fc.weight"), "nearest is ResNet-14, shortcut A\nexpected and not found: fc.weight (10, 64)\n"),
         (lambda s: s.update(extra=np.zeros(3)), "nothing\nfound and not expected: extra (3,)"),
-        (
-            lambda s: s.update({"conv1.weight": np.zeros((64, 3, 7, 7))}),
-            "found and not expected: conv1.weight (64, 3, 7, 7)",
-        ),
+        (lambda s: s.update({"conv1.weight": np.zeros((64, 3, 7, 7))}), "found and not expected: conv1.weight (64, 3, 7, 7)"),
         (lambda s: s.clear(), "nearest is ResNet-8"),
         (lambda s: [s.pop(k) for k in list(s) if "layer3" in k], "expected and not found: layer3.0.bn1.bias (64,)"),
     ],

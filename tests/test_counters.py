@@ -51,9 +51,7 @@ GLOBAL = {  # what a warp loads: element, type, array -> sectors a request, and 
 
 def skip_what_clang_splits(name):
     if name == "float4" and "clang" in os.environ.get("CXX", ""):
-        pytest.skip(
-            "clang splits the load of a vector into its elements' before it can be counted: see kernels/README.md"
-        )
+        pytest.skip("clang splits the load of a vector into its elements' before it can be counted: see kernels/README.md")
 
 
 @pytest.mark.parametrize("name", GLOBAL)
@@ -174,9 +172,9 @@ def test_json(tmp_path):
     c.to_json(tmp_path / "c.json")
     (one,) = json.loads((tmp_path / "c.json").read_text())["launches"]
     assert one["kernel"] == "relu_forward" and one["grid"] == [16, 1, 1]
-    assert {"file", "line", "space", "kind", "bytes", "requests", "lanes", "sectors", "sectors_least"} < one[
-        "accesses"
-    ][0].keys()
+    assert {"file", "line", "space", "kind", "bytes", "requests", "lanes", "sectors", "sectors_least"} < one["accesses"][
+        0
+    ].keys()
     assert one["accesses"][0]["file"] == "kernels/relu.cu"
     with pytest.raises(ValueError, match="space must be 'global' or 'shared', got 'local'"):
         launch.total("local")

@@ -32,9 +32,7 @@ for code, names in sources:
 """
 
 
-def compile_everywhere(
-    sources: list[tuple[str, list[str]]], dtype: str = "float32"
-) -> list[list[dict[str, Resources]]]:
+def compile_everywhere(sources: list[tuple[str, list[str]]], dtype: str = "float32") -> list[list[dict[str, Resources]]]:
     """What ptxas says of each source's kernels for each architecture, by the real CuPy in a process of its own."""
     if importlib.util.find_spec("cupy") is None:
         pytest.skip("NVRTC comes with CuPy: pip install cupy-cuda12x")
@@ -49,9 +47,7 @@ def compile_everywhere(
         check=False,
     )
     assert result.returncode == 0, result.stderr
-    return [
-        [{n: Resources(*r) for n, r in one.items()} for one in json.loads(line)] for line in result.stdout.splitlines()
-    ]
+    return [[{n: Resources(*r) for n, r in one.items()} for one in json.loads(line)] for line in result.stdout.splitlines()]
 
 
 def instances(dtype: np.dtype, monkeypatch: pytest.MonkeyPatch) -> set[str]:

@@ -148,10 +148,7 @@ def test_vector_types_and_functions():
 
 
 def test_scalar_arguments_are_converted():
-    code = (
-        HEAD
-        + "(double* out, float f, int i, unsigned char c, bool b, long long l) { *out = f + i + c + b + double(l); }"
-    )
+    code = HEAD + "(double* out, float f, int i, unsigned char c, bool b, long long l) { *out = f + i + c + b + double(l); }"
     out = run(code, (1,), (1,), np.zeros(1), numbers=(0.5, np.int64(-3), 7, True, 2**40))
     assert out[0] == 0.5 - 3 + 7 + 1 + 2.0**40
 
@@ -341,9 +338,7 @@ def test_an_old_cupy_is_one_sentence(tmp_path):
     path = os.pathsep.join([str(tmp_path), str(Path(__file__).parent.parent)])
     process = python("import minires as mr; mr.set_device('cuda')", **late | {"PYTHONPATH": path})
     _, errors = process.communicate()
-    assert errors.splitlines()[-1].endswith(
-        "CuPy 13.6.0 is too old, minires needs 14 or newer; pip install -U cupy-cuda12x"
-    )
+    assert errors.splitlines()[-1].endswith("CuPy 13.6.0 is too old, minires needs 14 or newer; pip install -U cupy-cuda12x")
 
 
 BARRIER = """

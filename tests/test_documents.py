@@ -284,9 +284,7 @@ def test_every_public_name_has_a_docstring():
 
 
 def test_help_reads_well():
-    result = subprocess.run(
-        [sys.executable, "-c", "help('minires')"], cwd=ROOT, capture_output=True, text=True, check=True
-    )
+    result = subprocess.run([sys.executable, "-c", "help('minires')"], cwd=ROOT, capture_output=True, text=True, check=True)
     assert "minires: a small deep-learning library whose every floating-point operation is a CUDA" in result.stdout
     for name in mr.__all__:
         if inspect.isclass(getattr(mr, name)) or inspect.isfunction(getattr(mr, name)):

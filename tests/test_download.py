@@ -23,9 +23,7 @@ from minires import cifar, download
 NAMES = [f"{cifar.FOLDER}/{name}" for name in cifar.TRAIN_FILES + cifar.TEST_FILES]
 
 
-def member(
-    name: str, data: bytes = b"", kind: bytes = tarfile.REGTYPE, link: str = ""
-) -> tuple[tarfile.TarInfo, bytes]:
+def member(name: str, data: bytes = b"", kind: bytes = tarfile.REGTYPE, link: str = "") -> tuple[tarfile.TarInfo, bytes]:
     info = tarfile.TarInfo(name)
     info.type, info.size, info.linkname = kind, len(data), link
     return info, data
@@ -222,9 +220,7 @@ def test_hostile_archives_are_refused(offer, tmp_path, kind):
 
 def test_what_else_the_official_archive_holds_is_passed_over(offer, tmp_path):
     folder = member(cifar.FOLDER, kind=tarfile.DIRTYPE)
-    offer(
-        archive(folder, member(f"{cifar.FOLDER}/readme.html", b"x"), member(f"{cifar.FOLDER}/batches.meta.txt", b"x"))
-    )
+    offer(archive(folder, member(f"{cifar.FOLDER}/readme.html", b"x"), member(f"{cifar.FOLDER}/batches.meta.txt", b"x")))
     cifar.load(tmp_path)
     assert names_in(tmp_path) == COMPLETE
 
@@ -247,10 +243,7 @@ def fetch_in_a_process(folder, *limit) -> subprocess.Popen:
     arguments = [str(folder), str(cifar.ARCHIVE_BYTES), cifar.SHA256, *limit]
     root = str(Path(cifar.__file__).parent.parent)
     return subprocess.Popen(
-        [sys.executable, "-c", FETCH, *arguments],
-        stderr=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"PYTHONPATH": root},
+        [sys.executable, "-c", FETCH, *arguments], stderr=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": root}
     )
 
 

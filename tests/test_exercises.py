@@ -11,9 +11,7 @@ from exercises import EXERCISES, FOR_SPEED, check, waste
 ROOT = Path(__file__).resolve().parent.parent
 
 STUBS = (ROOT / "examples" / "exercises.cu").read_text()
-BODIES = dict(
-    re.findall(r"^(\w+)\n((?:    .*\n)+)", (ROOT / "tests" / "exercise_solutions.txt").read_text(), re.MULTILINE)
-)
+BODIES = dict(re.findall(r"^(\w+)\n((?:    .*\n)+)", (ROOT / "tests" / "exercise_solutions.txt").read_text(), re.MULTILINE))
 KERNEL = re.compile(r'extern "C" __global__ void (\w+)\([^)]*\) \{\n')
 
 
@@ -80,8 +78,7 @@ def test_the_second_verdict(name):
     code = written(BODIES | {name: slow})
     assert slow != BODIES[name] and check(code, name) is None
     assert re.search(
-        r"\d+ (sectors|wavefronts) where \d+ would do, most of them too many at line \d+: a (load|store)",
-        waste(code, name),
+        r"\d+ (sectors|wavefronts) where \d+ would do, most of them too many at line \d+: a (load|store)", waste(code, name)
     )
 
 

@@ -5,16 +5,7 @@ from reference import assert_close
 from minires import device, tiles
 from minires.functional import _gemm, _transposed
 
-SHAPES = [
-    (1, 1, 1),
-    (16, 16, 16),
-    (16, 300, 27),
-    (17, 33, 5),
-    (32, 128, 144),
-    (64, 64, 64),
-    (65, 130, 70),
-    (10, 3, 200),
-]
+SHAPES = [(1, 1, 1), (16, 16, 16), (16, 300, 27), (17, 33, 5), (32, 128, 144), (64, 64, 64), (65, 130, 70), (10, 3, 200)]
 
 
 def operands(rng, m, n, k, transposed, dtype):

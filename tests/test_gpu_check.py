@@ -33,11 +33,7 @@ def test_every_part_that_needs_none_of_nvidias_programs(tmp_path, current_device
         pytest.skip("this is for a GPU, or the late one")
     command = [sys.executable, str(ROOT / "tests" / "gpu_check.py"), "--rehearse", "--out", str(tmp_path)]
     result = subprocess.run(
-        [*command, "--skip", "sanitizer"],
-        capture_output=True,
-        text=True,
-        check=False,
-        env=os.environ | {"MINIRES_DATA": "."},
+        [*command, "--skip", "sanitizer"], capture_output=True, text=True, check=False, env=os.environ | {"MINIRES_DATA": "."}
     )
     report = json.loads((tmp_path / "report.json").read_text())
     statuses = {(part, r["command"].split()[-1]): r["status"] for part, results in report.items() for r in results}

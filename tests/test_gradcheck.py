@@ -113,9 +113,7 @@ def test_blocks(rng, block):
 def check_module(module, x, loss=lambda y: y):
     for name, parameter in module.named_parameters():
         if "bn" in name:  # at weight 1 and bias 0 many gradients are 0 or small
-            parameter.data = mr.Tensor(
-                parameter.numpy() + np.random.default_rng(2).uniform(-0.3, 0.3, parameter.shape)
-            ).data
+            parameter.data = mr.Tensor(parameter.numpy() + np.random.default_rng(2).uniform(-0.3, 0.3, parameter.shape)).data
     mr.gradcheck(lambda: loss(module(x)), {"x": x, **dict(module.named_parameters())})
 
 

@@ -23,12 +23,7 @@ def kernels_of(function) -> set[str]:
 @pytest.mark.parametrize("with_residual", [False, True], ids=["plain", "residual"])
 @pytest.mark.parametrize(
     ("shape", "o", "stride", "padding"),
-    [
-        ((2, 9, 33, 3), 16, 1, 1),
-        ((1, 32, 32, 16), 16, 1, 1),
-        ((2, 11, 19, 12), 20, 1, 1),
-        ((2, 11, 19, 12), 20, 2, (0, 2)),
-    ],
+    [((2, 9, 33, 3), 16, 1, 1), ((1, 32, 32, 16), 16, 1, 1), ((2, 11, 19, 12), 20, 1, 1), ((2, 11, 19, 12), 20, 2, (0, 2))],
     ids=str,
 )
 def test_the_bits_of_one_after_another(rng, dtype, shape, o, stride, padding, with_residual):

@@ -100,9 +100,7 @@ def of_a_gpus_shape(row: dict) -> None:
         assert h100["floors_us"]["wavefronts"] <= 1.25 * h100["floors_us"]["arithmetic"], row
         # The stage of 8 x 8 has 15 values for each lane of that GPU.
         assert h100["warps_at_grid"] >= (3.8 if row["kernel"].startswith("conv3x3<8, 8,") else 7.5), row
-    assert row["flops"] / 2 >= 4 * row["words"], (
-        row
-    )  # multiply-adds that a word from shared memory or the first cache feeds
+    assert row["flops"] / 2 >= 4 * row["words"], row  # multiply-adds that a word from shared memory or the first cache feeds
 
 
 def test_the_busiest_loop_by_hand():
@@ -112,9 +110,7 @@ def test_the_busiest_loop_by_hand():
     assert result.returncode == 0, result.stderr
     threads = 2 * 4 * 128  # images, tiles of 8 x 32 pixels, parts of a tile
     assert f"PTX for compute_90, the busiest loop: {threads * 3 * 4:,} rounds of " in result.stdout
-    counts = re.findall(
-        r"^ +384\.0  multiply-add\n +.*\n(?:.*\n)*? +10\.0  load shared 16 B$", result.stdout, re.MULTILINE
-    )
+    counts = re.findall(r"^ +384\.0  multiply-add\n +.*\n(?:.*\n)*? +10\.0  load shared 16 B$", result.stdout, re.MULTILINE)
     assert "12.0  load global 16 B" in result.stdout and counts
     from instructions import nvdisasm
 
@@ -212,7 +208,5 @@ def test_the_page(transpose, tmp_path, browser):
     assert "4 sectors, 128 bytes fetched, 128 used" in load.text
     background = "return getComputedStyle(document.documentElement).backgroundColor"
     light = browser.execute_script(background)
-    browser.execute_cdp_cmd(
-        "Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": "dark"}]}
-    )
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": "dark"}]})
     assert light == "rgb(255, 255, 255)" and max(map(int, re.findall(r"\d+", browser.execute_script(background)))) < 64

@@ -69,9 +69,7 @@ def test_a_cell_that_is_stopped_leaves_the_process_usable(tmp_path):
             client.execute_interactive(code, timeout=300, output_hook=hear)
             return "".join(said)
 
-        options = (
-            f"--device cpu --dataset synthetic --train-size 256 --depth 8 --batch-size 16 --out {tmp_path / 'run'}"
-        )
+        options = f"--device cpu --dataset synthetic --train-size 256 --depth 8 --batch-size 16 --out {tmp_path / 'run'}"
         # A second time too: neither the folder nor the handler of the signal is held on to.
         stopped = run(f"%run train_cifar.py {options} --epochs 1000 --no-progress", "epoch 1/1000")
         assert "stopped; to go on:" in stopped, stopped

@@ -174,14 +174,7 @@ OWN = {
         "histogram",
         (4,),
         (256,),
-        (
-            I,
-            zeros(16, np.uint32),
-            np.full(1, 10**6, np.int32),
-            zeros(1, np.int32),
-            zeros(1, np.uint32),
-            zeros(1, np.int32),
-        ),
+        (I, zeros(16, np.uint32), np.full(1, 10**6, np.int32), zeros(1, np.int32), zeros(1, np.uint32), zeros(1, np.int32)),
         {1: np.bincount(I % 16, minlength=16), 2: [I.min()], 3: [I.max()], 4: [2**32 - 1], 5: [N % 100]},
     ),
     "more atomics": Own(
@@ -217,10 +210,7 @@ OWN = {
         {
             1: np.array(
                 [
-                    (
-                        (w > 500).sum() + 100 * (w > 990).any() + 1000,
-                        sum(1 << k for k in range(32) if w[k] % 3 == w[0] % 3),
-                    )
+                    ((w > 500).sum() + 100 * (w > 990).any() + 1000, sum(1 << k for k in range(32) if w[k] % 3 == w[0] % 3))
                     for w in I[:128].reshape(4, 32)
                 ]
             ).ravel()
@@ -306,11 +296,7 @@ OWN = {
         (1,),
         (256,),
         (X[:256], zeros(256)),
-        {
-            1: (lambda v: 2 * v + 1 + np.clip(v, 0, 1) + v / 4 + 1 / (v * v + 1) + abs(v) + 4 * v + np.rint(v) + v)(
-                X[:256]
-            )
-        },
+        {1: (lambda v: 2 * v + 1 + np.clip(v, 0, 1) + v / 4 + 1 / (v * v + 1) + abs(v) + 4 * v + np.rint(v) + v)(X[:256])},
     ),
     "cached loads and stores": Own(
         "__global__ void k(const float* x, float* y) {\n  int t = threadIdx.x;\n"
@@ -452,10 +438,7 @@ OWN = {
         (32,),
         (zeros(64, np.int32),),
         {
-            0: [
-                (7 if t % 5 < 2 else 6) + 100 * (t if t < 20 else t - 20) + 10000 * (t * (t - 1) // 2)
-                for t in range(32)
-            ]
+            0: [(7 if t % 5 < 2 else 6) + 100 * (t if t < 20 else t - 20) + 10000 * (t * (t - 1) // 2) for t in range(32)]
             + [t * (t + 1) // 2 for t in range(32)]
         },
     ),
@@ -590,9 +573,7 @@ def test_values(name, sanitized, current_device):
 def test_a_macro_may_write_a_kernel(current_device):
     if current_device != "cpu":
         pytest.skip("on a GPU its parameters cannot be read, which is said")
-    code = (
-        "#define UNARY(name, f) __global__ void name##_kernel(float* x) \\\n  { x[threadIdx.x] = f(x[threadIdx.x]); }\n"
-    )
+    code = "#define UNARY(name, f) __global__ void name##_kernel(float* x) \\\n  { x[threadIdx.x] = f(x[threadIdx.x]); }\n"
     x = device.current().to_device(X[:64])
     mr.RawKernel(f"{code}UNARY(half, 0.5f *)\nUNARY(root, sqrtf)\n", "half_kernel")((1,), (64,), (x,))
     np.testing.assert_array_equal(x, X[:64] / 2)
@@ -636,10 +617,7 @@ HEAD = "__global__ void k(float* x, int n) {\n"
 @pytest.mark.parametrize(
     ("code", "words"),
     [
-        (
-            "texture<float, 1> t;\n" + HEAD + "x[0] = tex1Dfetch(t, n);\n}",
-            "RawKernel:1: textures and surfaces cannot be had",
-        ),
+        ("texture<float, 1> t;\n" + HEAD + "x[0] = tex1Dfetch(t, n);\n}", "RawKernel:1: textures and surfaces cannot be had"),
         (HEAD + "x[0] = tex2D<float>((cudaTextureObject_t)0, 0, 0);\n}", "RawKernel:2: textures and surfaces"),
         (HEAD + 'asm volatile("mov.u32 %0, %laneid;" : "=r"(n));\n}', r"RawKernel:2: inline PTX \(asm\) cannot be had"),
         ("#include <cuda_fp16.h>\n" + HEAD + "__half h = __float2half(x[0]);\n}", "RawKernel:3: half precision"),
@@ -667,10 +645,7 @@ def test_shared_memory_of_a_type_without_a_name_is_one_sentence(current_device):
     if current_device != "cpu":
         pytest.skip("a limit of the cpu device's instruments")
     code = f"{HEAD}\n__shared__ float (*u)[4];\n}}\n"
-    with (
-        mr.sanitize(),
-        pytest.raises(mr.DeviceError, match="RawKernel:[23]: __shared__ .* the name of a type") as caught,
-    ):
+    with mr.sanitize(), pytest.raises(mr.DeviceError, match="RawKernel:[23]: __shared__ .* the name of a type") as caught:
         mr.RawKernel(code, "k")
     assert len(str(caught.value).splitlines()) == 1
 
@@ -694,10 +669,7 @@ def test_a_failed_assertion_says_where(current_device):
         with pytest.raises(mr.DeviceError, match=words):
             kernel((3,), (41,), (42,))
         kernel((3,), (41,), (100,))
-    with (
-        mr.sanitize(),
-        pytest.raises(mr.DeviceError, match="thread .*: RawKernel:3: assertion failed: threadIdx.x") as caught,
-    ):
+    with mr.sanitize(), pytest.raises(mr.DeviceError, match="thread .*: RawKernel:3: assertion failed: threadIdx.x") as caught:
         mr.RawKernel(code, "k")((3,), (41,), (42,))
     assert not isinstance(caught.value, mr.SanitizerError)
 
@@ -751,10 +723,7 @@ def test_a_division_that_has_no_result_ends_the_launch_alone(name, barrier, sani
     line = "RawKernel:4, " if sanitized else ""
     words = rf"kernel k, {line}block \(3, 0, 0\), thread \(8, 0, 0\): an integer was divided by zero, or the smallest one by -1"
     for _ in range(3):
-        with (
-            mr.sanitize() if sanitized else contextlib.nullcontext(),
-            pytest.raises(mr.DeviceError, match=words) as caught,
-        ):
+        with mr.sanitize() if sanitized else contextlib.nullcontext(), pytest.raises(mr.DeviceError, match=words) as caught:
             mr.RawKernel(code, "k")((4,), (64,), (a, b, c))
         assert getattr(caught.value, "kind", "value") == "value"
         mr.RawKernel(code, "k")((3,), (64,), (a, b, c))
@@ -762,16 +731,10 @@ def test_a_division_that_has_no_result_ends_the_launch_alone(name, barrier, sani
 
 
 MEMORY = {
-    "read": (
-        "y[threadIdx.x] = *reinterpret_cast<float*>(p[threadIdx.x]);",
-        "an access to address 0x30, where nothing is",
-    ),
+    "read": ("y[threadIdx.x] = *reinterpret_cast<float*>(p[threadIdx.x]);", "an access to address 0x30, where nothing is"),
     "write": ("*reinterpret_cast<float*>(p[threadIdx.x]) = 1;", "an access to address 0x30, where nothing is"),
     "a null pointer": ("y[threadIdx.x] = none[threadIdx.x];", "an access to address 0x[0-9a-f]+, where nothing is"),
-    "endless recursion": (
-        "y[0] = deeper(y);",
-        "the thread's stack overflowed: endless recursion, or large local arrays",
-    ),
+    "endless recursion": ("y[0] = deeper(y);", "the thread's stack overflowed: endless recursion, or large local arrays"),
 }
 
 
@@ -845,17 +808,9 @@ print("after")
 @pytest.mark.parametrize(
     ("change", "error", "words"),
     [
-        (
-            {"shared_mem": 48 * 1024 + 1},
-            ValueError,
-            r"shared_mem of kernel apply is 49153: it must lie in 0 .. 49152 bytes",
-        ),
+        ({"shared_mem": 48 * 1024 + 1}, ValueError, r"shared_mem of kernel apply is 49153: it must lie in 0 .. 49152 bytes"),
         ({"shared_mem": -1}, ValueError, "shared_mem of kernel apply is -1"),
-        (
-            {0: np.zeros((64, 3), np.float32)},
-            TypeError,
-            "'pairs' of kernel apply must be an array of elements of 8 bytes",
-        ),
+        ({0: np.zeros((64, 3), np.float32)}, TypeError, "'pairs' of kernel apply must be an array of elements of 8 bytes"),
         ({1: 5.0}, TypeError, "'p' of kernel apply is a structure: give a NumPy structured scalar of 8 bytes, got 5.0"),
         ({1: np.zeros((), [("a", "f8", 2)])[()]}, TypeError, "structured scalar of 8 bytes"),
         ({2: np.zeros(64)}, TypeError, "'y' of kernel apply must be a float32 array, got float64"),
@@ -936,14 +891,8 @@ def test_run_kernel(tmp_path, current_device):
     ]
     done = run_kernel(tmp_path, code, "scale<float>", *launch)
     assert done.returncode == 0, done.stderr
-    assert (
-        "y" in done.stdout
-        and "2048" in done.stdout
-        and "x" not in [line.split()[0] for line in done.stdout.splitlines()]
-    )
-    wrong = run_kernel(
-        tmp_path, code.replace("if (i < n) ", ""), "scale<float>", *[a.replace("512", "500") for a in launch]
-    )
+    assert "y" in done.stdout and "2048" in done.stdout and "x" not in [line.split()[0] for line in done.stdout.splitlines()]
+    wrong = run_kernel(tmp_path, code.replace("if (i < n) ", ""), "scale<float>", *[a.replace("512", "500") for a in launch])
     assert wrong.returncode == 1 and "mem: kernel scale<t=float>, file.cu:14" in wrong.stderr
     assert "Traceback" not in wrong.stderr
     missing = run_kernel(tmp_path, code, "scales", *launch)

@@ -65,9 +65,7 @@ PAIRS = st.tuples(st.integers(-1, 4), st.integers(-1, 4))
 
 def fits(image, kernel, stride, padding):
     return (
-        min(stride) >= 1
-        and min(padding) >= 0
-        and all(k <= i + 2 * p for i, k, p in zip(image, kernel, padding, strict=True))
+        min(stride) >= 1 and min(padding) >= 0 and all(k <= i + 2 * p for i, k, p in zip(image, kernel, padding, strict=True))
     )
 
 

@@ -64,9 +64,7 @@ def nearest(values, direction=0):
         near = values.astype(np.float32)
     wanted = np.where(values < 0, 1, -1) if direction == 2 else direction
     off = (near.astype(float) - values) * wanted < 0
-    return np.where(off & (wanted != 0), np.nextafter(near, np.copysign(np.float32(np.inf), wanted)), near).astype(
-        np.float32
-    )
+    return np.where(off & (wanted != 0), np.nextafter(near, np.copysign(np.float32(np.inf), wanted)), near).astype(np.float32)
 
 
 @pytest.mark.parametrize(
@@ -116,8 +114,7 @@ def test_integer_arithmetic(instruction, expected):
     if instruction == "prmt.b32":  # the bytes 1, 0 of the second, then the sign of the first's byte 3, then its byte 0
         y = execute("prmt.b32 %r4, %r2, %r3, 0x0b45; st.global.u32 [%rd5], %r4;", I)
         expected = [
-            (q >> 8 & 255) | (q & 255) << 8 | (255 if p < 0 else 0) << 16 | (p & 255) << 24
-            for p, q in zip(P, Q, strict=True)
+            (q >> 8 & 255) | (q & 255) << 8 | (255 if p < 0 else 0) << 16 | (p & 255) << 24 for p, q in zip(P, Q, strict=True)
         ]
     else:
         y = execute(f"{instruction} %r4, %r2, %r3; st.global.u32 [%rd5], %r4;", I)
@@ -140,9 +137,7 @@ def test_bits_are_found(instruction, x, expected):
 
 def test_only_flushed_approximations_of_doubles_lose_their_low_half():
     """PTX ISA 8.8: of rsqrt.approx.ftz.f64 the lower 32 bits are 0; those of rsqrt.approx.f64 count."""
-    body = (
-        "cvt.f64.f32 %fd1, %f2; rsqrt.approx{}.f64 %fd2, %fd1; mov.b64 {{%r4, %r5}}, %fd2; st.global.u32 [%rd5], %r{};"
-    )
+    body = "cvt.f64.f32 %fd1, %f2; rsqrt.approx{}.f64 %fd2, %fd1; mov.b64 {{%r4, %r5}}, %fd2; st.global.u32 [%rd5], %r{};"
     low, high = np.array(1 / math.sqrt(2)).reshape(1).view(np.int32).tolist()
     x = np.array([2, 0], np.float32)
     for flushed, register, expected in (("", 4, low), ("", 5, high), (".ftz", 4, 0), (".ftz", 5, high)):
@@ -197,9 +192,7 @@ def test_predicates_scopes_branches_and_functions():
 
 def test_lanes_and_barriers():
     x = np.arange(65, dtype=np.int32)
-    down = execute(
-        "shfl.sync.down.b32 %r4|%p1, %r2, 3, 0x181f, -1; @!%p1 neg.s32 %r4, %r4; st.global.u32 [%rd5], %r4;", x
-    )
+    down = execute("shfl.sync.down.b32 %r4|%p1, %r2, 3, 0x181f, -1; @!%p1 neg.s32 %r4, %r4; st.global.u32 [%rd5], %r4;", x)
     assert down[:8].tolist() == [3, 4, 5, 6, 7, -5, -6, -7]
     up = execute("shfl.sync.up.b32 %r4|%p1, %r2, 1, 0, -1; @!%p1 mov.u32 %r4, -1; st.global.u32 [%rd5], %r4;", x)
     assert up[30:34].tolist() == [29, 30, -1, 32]
@@ -251,33 +244,13 @@ def test_what_is_not_known_is_named(instruction):
     assert instruction.split()[0].rstrip(";") in str(error.value)
 
 
-CASTS = [
-    1.5,
-    -1.5,
-    -3.0,
-    127.9,
-    128.0,
-    255.0,
-    256.0,
-    300.0,
-    -129.0,
-    32768.0,
-    65536.5,
-    4e4,
-    3e9,
-    5e9,
-    -3e9,
-    1e19,
-    2e19,
-    -1e19,
-]
+CASTS = [1.5, -1.5, -3.0, 127.9, 128.0, 255.0, 256.0, 300.0, -129.0, 32768.0, 65536.5, 4e4, 3e9, 5e9, -3e9, 1e19, 2e19, -1e19]
 CASTS += [math.inf, -math.inf, math.nan]
 
 
 @pytest.mark.parametrize("source", ["float", "double"])
 @pytest.mark.parametrize(
-    "target",
-    ["signed char", "unsigned char", "short", "unsigned short", "int", "unsigned", "long long", "unsigned long long"],
+    "target", ["signed char", "unsigned char", "short", "unsigned short", "int", "unsigned", "long long", "unsigned long long"]
 )
 def test_what_the_sanitizer_says_that_a_gpu_gives(target, source):
     """Of each cast out of range, beside what NVRTC makes of it, executed."""
@@ -288,9 +261,7 @@ def test_what_the_sanitizer_says_that_a_gpu_gives(target, source):
 
     dtype = np.dtype({"float": np.float32, "double": np.float64}[source])
     wide = "unsigned long long" if target.startswith("unsigned") else "long long"
-    code = (
-        f'extern "C" __global__ void k(const {source}* x, {wide}* y) {{ y[threadIdx.x] = ({target})x[threadIdx.x]; }}'
-    )
+    code = f'extern "C" __global__ void k(const {source}* x, {wide}* y) {{ y[threadIdx.x] = ({target})x[threadIdx.x]; }}'
     x = np.array(CASTS, dtype)
     y = np.zeros(len(x), np.uint64 if wide.startswith("u") else np.int64)
     compiled = occupancy.compile_with_nvrtc(code, ("k",), (*nvrtc_options(dtype), "-arch=compute_90"))
@@ -328,20 +299,7 @@ BROKEN = {
 def test_the_suite_notices(what):
     pytest.importorskip("cupy", reason="NVRTC comes with CuPy")
     *broken, file, chosen = BROKEN[what]
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-x",
-        "-q",
-        "-n",
-        "0",
-        "-p",
-        "no:cacheprovider",
-        f"tests/{file}",
-        "-k",
-        chosen,
-    ]
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-n", "0", "-p", "no:cacheprovider", f"tests/{file}", "-k", chosen]
     environment = os.environ | {"LATE_GPU_BREAK": json.dumps(broken)}
     environment.pop("MINIRES_DEVICE", None)
     result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)

@@ -70,10 +70,7 @@ def test_logits_loss_and_every_gradient(rng, dtype, depth, shortcut, smoothing):
 )
 def test_twenty_steps_of_sgd(rng, options):
     ours, theirs = networks(8, "A", np.dtype(np.float64))
-    optimizer, their_optimizer = (
-        mr.optim.SGD(ours.parameters(), **options),
-        torch.optim.SGD(theirs.parameters(), **options),
-    )
+    optimizer, their_optimizer = (mr.optim.SGD(ours.parameters(), **options), torch.optim.SGD(theirs.parameters(), **options))
     for _ in range(20):
         images, labels = batch(rng, np.float64)
         optimizer.zero_grad()
@@ -98,7 +95,5 @@ def test_weights_pass_both_ways(tmp_path, rng, current_device):
 def test_other_names_are_refused_clearly():
     ours, theirs = networks(8, "A", np.dtype(np.float32))
     state = {name.replace("fc.", "linear."): value.numpy() for name, value in theirs.state_dict().items()}
-    with pytest.raises(
-        KeyError, match=r"missing \['fc.bias', 'fc.weight'\], unknown \['linear.bias', 'linear.weight'\]"
-    ):
+    with pytest.raises(KeyError, match=r"missing \['fc.bias', 'fc.weight'\], unknown \['linear.bias', 'linear.weight'\]"):
         ours.load_state_dict(state)

@@ -51,17 +51,13 @@ BROKEN = {  # name: (source, threads, blocks, y, kind, what the message says)
         HEAD + TILE + "s[t] = x[t];\n__syncthreads();\ny[t] = s[t + 1];\n}",
         (32, 1, None, "mem", r"thread \(31, 0, 0\): a read outside the array: shared array s\[32\], of 32 elements"),
     ),
-    "a wild pointer": (
-        HEAD + "y[threadIdx.x] = x[1ll << 40];\n}",
-        (1, 1, None, "mem", "a read far outside every array"),
-    ),
+    "a wild pointer": (HEAD + "y[threadIdx.x] = x[1ll << 40];\n}", (1, 1, None, "mem", "a read far outside every array")),
     "a null pointer": (
         HEAD + "float* p = x[0] > 1e30f ? x : nullptr;\ny[0] = p[threadIdx.x];\n}",
         (1, 1, None, "mem", "a read far outside every array"),
     ),
     "an index past the second of two shared arrays": (
-        HEAD
-        + "__shared__ float r[8], s[4][8];\nr[threadIdx.x] = x[threadIdx.x];\ny[0] = (&s[0][0])[32 + int(r[0])];\n}",
+        HEAD + "__shared__ float r[8], s[4][8];\nr[threadIdx.x] = x[threadIdx.x];\ny[0] = (&s[0][0])[32 + int(r[0])];\n}",
         (1, 1, None, "mem", r"RawKernel:4, .*a read outside the array: shared array s\[32\], of 32 elements"),
     ),
     "an element changed past the end": (
@@ -70,13 +66,7 @@ BROKEN = {  # name: (source, threads, blocks, y, kind, what the message says)
     ),
     "an uninitialised read of shared memory": (
         HEAD + TILE + "if (t < 31) s[t] = x[t];\n__syncthreads();\ny[t] = s[t];\n}",
-        (
-            32,
-            1,
-            None,
-            "init",
-            r"RawKernel:6, .* \(31, 0, 0\): a read of an element that nothing wrote: .* s\[31\]",
-        ),
+        (32, 1, None, "init", r"RawKernel:6, .* \(31, 0, 0\): a read of an element that nothing wrote: .* s\[31\]"),
     ),
     "an uninitialised read of device memory": (
         HEAD + "x[threadIdx.x] = y[threadIdx.x];\n}",
@@ -98,10 +88,7 @@ BROKEN = {  # name: (source, threads, blocks, y, kind, what the message says)
         HEAD + "y[threadIdx.x / 2] = threadIdx.x;\n}",
         (64, 1, None, "race", r"a write with no barrier after the write by .*: y\[0\]"),
     ),
-    "a sum without an atomic addition": (
-        HEAD + "y[0] += x[threadIdx.x];\n}",
-        (64, 1, None, "race", r"y\[0\]"),
-    ),
+    "a sum without an atomic addition": (HEAD + "y[0] += x[threadIdx.x];\n}", (64, 1, None, "race", r"y\[0\]")),
     "an atomic sum that depends on the order": (
         HEAD + "atomicAdd(y, x[threadIdx.x]);\n}",
         (64, 1, None, "race", r"kernel k gives y\[0\] = .* in (reverse|random) order"),
@@ -185,13 +172,7 @@ BROKEN = {  # name: (source, threads, blocks, y, kind, what the message says)
     ),
     "global memory with a ballot between": (
         HEAD + "const int t = threadIdx.x;\ny[t] = x[t];\nif (__ballot_sync(~0u, t)) y[t + 32] = y[t ^ 1];\n}",
-        (
-            32,
-            1,
-            None,
-            "race",
-            r"RawKernel:4, .*y\[\d+\].* a read with no barrier|RawKernel:4, .* a read with no barrier",
-        ),
+        (32, 1, None, "race", r"RawKernel:4, .*y\[\d+\].* a read with no barrier|RawKernel:4, .* a read with no barrier"),
     ),
     "a negative float to unsigned": (
         HEAD + "y[threadIdx.x] = (unsigned)(x[threadIdx.x] - 100);\n}",
@@ -211,13 +192,7 @@ BROKEN = {  # name: (source, threads, blocks, y, kind, what the message says)
     ),
     "a shift of 64 bits, and of a negative number": (
         HEAD + "y[threadIdx.x] = -5ll >> (threadIdx.x + 60);\n}",
-        (
-            8,
-            1,
-            None,
-            "value",
-            r"RawKernel:2, .*thread \(4, 0, 0\): a shift of -5, .* by 64; .* gives 0, to the right -1$",
-        ),
+        (8, 1, None, "value", r"RawKernel:2, .*thread \(4, 0, 0\): a shift of -5, .* by 64; .* gives 0, to the right -1$"),
     ),
     "a double behind a float": (
         HEAD + "*reinterpret_cast<double*>(y + 2 * threadIdx.x + 1) = 3;\n}",
@@ -282,8 +257,7 @@ CLEAN = {
         (64, 2, None),
     ),
     "a loop whose trips are the same for the block": (
-        HEAD
-        + "for (int i = 0; i <= int(blockIdx.x); ++i) __syncthreads();\nif (blockIdx.x == 0) y[threadIdx.x] = 1;\n}",
+        HEAD + "for (int i = 0; i <= int(blockIdx.x); ++i) __syncthreads();\nif (blockIdx.x == 0) y[threadIdx.x] = 1;\n}",
         (64, 3, None),
     ),
     "the lanes that come to __activemask": (
@@ -341,10 +315,7 @@ def test_only_the_checks_asked_for():
 
 
 def test_the_host_must_not_read_what_no_kernel_wrote():
-    with (
-        mr.sanitize(),
-        pytest.raises(mr.SanitizerError, match=r"element \[0, 0\] of an array of shape \(3, 5\) was never"),
-    ):
+    with mr.sanitize(), pytest.raises(mr.SanitizerError, match=r"element \[0, 0\] of an array of shape \(3, 5\) was never"):
         device.current().to_host(device.current().empty((3, 5), np.float32))
 
 

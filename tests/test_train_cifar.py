@@ -60,10 +60,7 @@ def test_auto_falls_back_loudly_and_writes_everything(tmp_path):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (
-            ["--dataset", "cifar10"],
-            f"cannot fetch {NO_SERVER}: no connection, 4 times in a row; give the folder",
-        ),
+        (["--dataset", "cifar10"], f"cannot fetch {NO_SERVER}: no connection, 4 times in a row; give the folder"),
         (["--dataset", "synthetic", "--depth", "9"], "depth must be 6 n + 2"),
         (["--dataset", "synthetic", "--lr", "nan"], "lr must be finite and at least 0, got nan"),
         (["--dataset", "synthetic", "--lr", "1e30", "--train-size", "300"], "the loss is "),

@@ -96,9 +96,7 @@ def _kernel(device: Any, name: str, scalar: np.dtype, watcher: str) -> Callable[
     return _library(device, file, scalar, watcher).kernel(name, together=True)
 
 
-def launch(
-    name: str, grid: tuple[int, ...], block: tuple[int, ...], *args: Any, scalar: np.dtype | None = None
-) -> None:
+def launch(name: str, grid: tuple[int, ...], block: tuple[int, ...], *args: Any, scalar: np.dtype | None = None) -> None:
     """Launch a kernel of `kernels/`, `relu_forward` or an instance of a template, `gemm<...>`, on the current device.
 
     `args` are device arrays (None is a null pointer), lists of them where the parameter is a Pointers<T>, and Python or

@@ -138,9 +138,7 @@ class Library:
         return launch
 
 
-def compile_library(
-    code: str, names: tuple[str, ...], scalar: np.dtype, instruments: Instruments | None = None
-) -> Library:
+def compile_library(code: str, names: tuple[str, ...], scalar: np.dtype, instruments: Instruments | None = None) -> Library:
     """The kernels of some name expressions, from the cache or compiled now."""
     # The runtimes first: the kernels' symbols are found in them.
     for sources in (_RUNTIME, *([instruments.runtime] if instruments else [])):
@@ -189,9 +187,7 @@ def build(code: str, names: tuple[str, ...], scalar: np.dtype, instruments: Inst
     def make(linked: Path) -> None:
         kernels = str(linked.with_name("kernels.o"))
         compiling = [*flags, "-include", str(_HERE / "cuda_on_cpu.h"), "-c", "-x", "c++", "-", "-o", kernels]
-        copies = (
-            instruments and is_clang and sys.platform != "darwin"
-        )  # whose linker has no such option: see engine.cpp
+        copies = instruments and is_clang and sys.platform != "darwin"  # whose linker has no such option: see engine.cpp
         wrap = ["-Wl,--wrap=memcpy,--wrap=memset,--wrap=memmove"] if copies else []
         for step in compiling, [*_FLAGS, *_user_flags(), *_SHARED, *wrap, kernels, "-o", str(linked)]:
             _run([*compiler, *step], "the kernels", unit)
@@ -236,9 +232,7 @@ def prepare(code: str, wanted: set[str]) -> str:
 @functools.lru_cache(maxsize=64)  # it is asked for with each instance of a source's templates
 def _ready(code: str) -> str:
     code = expand_includes(code, _header)
-    code = re.sub(
-        r"\bstatic\s+(?=__(?:constant|shared|device)__)|(?:(?<=__constant__)|(?<=__shared__))\s+static\b", "", code
-    )
+    code = re.sub(r"\bstatic\s+(?=__(?:constant|shared|device)__)|(?:(?<=__constant__)|(?<=__shared__))\s+static\b", "", code)
     for order in (rf"\b__shared__\s+alignas\s*({_BRACKETS})", rf"\balignas\s*({_BRACKETS})\s*__shared__"):
         code = re.sub(order, r"__shared__ __align__\1", code)
     code = _SHARED_LATER.sub(r"\1__shared__ \2", code)
@@ -298,10 +292,7 @@ _NOT_HERE = {  # what it is called: how it looks, and a word of the compiler's m
         r"\b(?:texture\s*<|cudaTextureObject_t|cudaSurfaceObject_t|surface\s*<|tex[123]D\w*|surf[123]D\w*|tex1Dfetch)",
         "tex|surf|Texture|Surface",
     ),
-    "inline PTX (asm)": (
-        r"\b(?:asm|__asm__)\b\s*(?:volatile\b|__volatile__\b)?\s*\(\s*\"",
-        "asm|Assembler|invalid|Error",
-    ),
+    "inline PTX (asm)": (r"\b(?:asm|__asm__)\b\s*(?:volatile\b|__volatile__\b)?\s*\(\s*\"", "asm|Assembler|invalid|Error"),
     "tensor cores (nvcuda::wmma)": (r"\b(?:nvcuda|wmma)\b", "nvcuda|wmma"),
     "half precision": (
         r"\b(?:__half2?|half2?|__nv_bfloat162?|nv_bfloat16|bfloat162?|__nv_fp8\w*|__\w*half2?\w*)\b",
@@ -504,9 +495,7 @@ class CpuDevice:
         threads = 1 if re.search(r"\bprintf\s*\(", blank(code)) else self.threads  # lines then come in order
 
         def run_of(name: str) -> Callable:
-            return lambda grid, block, args, _: self._do(
-                library.launch(name, grid, block, pack_arguments(args), threads)
-            )
+            return lambda grid, block, args, _: self._do(library.launch(name, grid, block, pack_arguments(args), threads))
 
         return {name: (signature, run_of(name)) for name, (signature, _) in library.kernels.items()}
 

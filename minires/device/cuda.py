@@ -44,9 +44,7 @@ def _include_paths() -> list[Path]:
     places = {"nvidia": "cuda_runtime/include", "cupy": "_core/include/cupy/_cccl/libcudacxx"}
     specs = {name: importlib.util.find_spec(name) for name in places}
     roots = [
-        (root, places[name])
-        for name, spec in specs.items()
-        for root in (spec.submodule_search_locations or () if spec else ())
+        (root, places[name]) for name, spec in specs.items() for root in (spec.submodule_search_locations or () if spec else ())
     ]
     return [path for path in (Path(root) / place for root, place in roots) if path.is_dir()]
 
@@ -108,9 +106,7 @@ _C_TYPES = {
     "clock_t": np.int64,
     **{f"{u}int{bits}_t": getattr(np, f"{u}int{bits}") for u in ("", "u") for bits in (8, 16, 32, 64)},
 }
-_NOISE = re.compile(
-    r"\b(?:const|__restrict__|restrict|volatile|__grid_constant__|struct|typename|signed(?= (?:int|short)))\b"
-)
+_NOISE = re.compile(r"\b(?:const|__restrict__|restrict|volatile|__grid_constant__|struct|typename|signed(?= (?:int|short)))\b")
 
 
 def signature_of(text: KernelText | None, name: str, code: str, scalar: np.dtype) -> Signature:
@@ -259,9 +255,7 @@ class CudaDevice:
         texts, options = find_kernels(code), nvrtc_options(scalar)
 
         def compile_names(names: tuple[str, ...]) -> dict:
-            module = self._cupy.RawModule(
-                code=prepare(code), options=options, backend="nvrtc", name_expressions=list(names)
-            )
+            module = self._cupy.RawModule(code=prepare(code), options=options, backend="nvrtc", name_expressions=list(names))
             try:
                 kernels = {name: module.get_function(name) for name in names}
             except self._cupy.cuda.compiler.CompileException as error:

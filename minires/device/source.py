@@ -140,11 +140,7 @@ def find_kernels(code: str) -> dict[str, KernelText]:
         written = split(text[opening + 1 : closing(text, opening) - 1])
         parameters = [p.partition("=")[0].strip() for p in written if p != "void"]  # without defaults
         found[declarator["name"]] = KernelText(
-            declarator["name"],
-            begin,
-            closing(text, body),
-            None if template is None else tuple(names),
-            tuple(parameters),
+            declarator["name"], begin, closing(text, body), None if template is None else tuple(names), tuple(parameters)
         )
     return found
 
@@ -210,9 +206,7 @@ class Signature:
         """
         if len(args) != len(self.parameters):
             names = ", ".join(p.name for p in self.parameters)
-            raise TypeError(
-                f"kernel {self.name} takes {len(self.parameters)} arguments ({names}), {len(args)} were given"
-            )
+            raise TypeError(f"kernel {self.name} takes {len(self.parameters)} arguments ({names}), {len(args)} were given")
         return [self._bind_one(p, a, array_type) for p, a in zip(self.parameters, args, strict=True)]
 
     def _bind_one(self, p: Parameter, value: Any, array_type: type[Any]) -> Any:

@@ -19,7 +19,7 @@ STYLE = """<style>
   font: 12.5px/1.5 ui-monospace, monospace; border: 1px solid #8886; margin: .6em 0 }
 .mr-code > div { grid-column: 1 / -1; display: grid; grid-template-columns: subgrid }
 .mr-code a { grid-row: 1; color: inherit; opacity: .65; text-align: right; text-decoration: none; padding: 0 .8em }
-.mr-code pre { grid-area: 1 / 3; margin: 0 0 0 .8em; padding: 0; font: inherit; background: none; color: inherit; overflow: visible }
+.mr-code pre { grid-area: 1 / 3; margin: 0 0 0 .8em; padding: 0; font: inherit; background: none; color: inherit }
 .mr-code details { grid-column: 2; padding: 0 .8em }
 .mr-code details[open] { grid-column: 1 / -1; border-block: 1px solid #8886 }
 .mr-code > b { grid-column: 1 / -1; padding: .3em .8em }
@@ -102,9 +102,7 @@ def _request(access: Access, number: int) -> str:
     """The sector or word of each lane, and below how full each sector is, or how many words each bank must give."""
     sample, size = access.samples[number], 32 if access.space == "global" else 4
     lanes = [
-        "<i>&ndash;</i>"
-        if at is None
-        else f'<b style="background:hsl({at // size * 67 % 360} 70% 50%/.25)">{at // size}</b>'
+        "<i>&ndash;</i>" if at is None else f'<b style="background:hsl({at // size * 67 % 360} 70% 50%/.25)">{at // size}</b>'
         for at in sample
     ]
     unit, below = ("sector", _sectors) if access.space == "global" else ("word", _banks)

@@ -37,9 +37,7 @@ class Report(ctypes.Structure):
 # Shared arrays: each one that is declared becomes one between red zones, and keeps its name (see watched.h)
 
 _QUALIFIER = re.compile(r"(?:__align__|alignas|__attribute__)\s*\((?:[^()]|\([^()]*\))*\)|\b(?:static|const)\b")
-_DECLARATOR = re.compile(
-    r"(?P<type>.*?)(?P<stars>[*\s]*)\b(?P<name>[A-Za-z_]\w*)\s*(?P<dims>(?:\[[^\]]*\]\s*)*)$", re.DOTALL
-)
+_DECLARATOR = re.compile(r"(?P<type>.*?)(?P<stars>[*\s]*)\b(?P<name>[A-Za-z_]\w*)\s*(?P<dims>(?:\[[^\]]*\]\s*)*)$", re.DOTALL)
 
 
 def _name_types(unit: str) -> str:
@@ -163,8 +161,7 @@ class WatchedLaunch:
             at = None if cells is None else cells.ctypes.data
             regions[i] = Region(copy.ctypes.data, copy.nbytes, copy.itemsize, cell_of(copy.dtype), at)
         copied = [
-            [next(copies) for _ in a] if isinstance(a, list) else next(copies) if isinstance(a, np.ndarray) else a
-            for a in args
+            [next(copies) for _ in a] if isinstance(a, list) else next(copies) if isinstance(a, np.ndarray) else a for a in args
         ]
         self._values, pointers = pack_arguments(copied)
         launch = ctypes.byref(kernel), (ctypes.c_uint * 6)(*grid, *block), ctypes.c_uint64(shared), pointers
@@ -193,16 +190,11 @@ class WatchedLaunch:
 
 def source_lines(path: Path, addresses: list[int]) -> list[tuple[str, int]]:
     """File and line of the instructions before some return addresses. Raises OSError where no tool can tell."""
-    tools = {
-        "addr2line": ["addr2line", "-e"],
-        "llvm-symbolizer": ["llvm-symbolizer", "--output-style=GNU", "-f=none", "-e"],
-    }
+    tools = {"addr2line": ["addr2line", "-e"], "llvm-symbolizer": ["llvm-symbolizer", "--output-style=GNU", "-f=none", "-e"]}
     tools["atos"] = ["atos", "-o"]
     tool = next((command for name, command in tools.items() if shutil.which(name)), None)
     if tool is None:
-        raise OSError(
-            "source lines are found by addr2line (Debian, Ubuntu: apt install binutils), llvm-symbolizer or atos"
-        )
+        raise OSError("source lines are found by addr2line (Debian, Ubuntu: apt install binutils), llvm-symbolizer or atos")
     text = "\n".join(hex(pc - 1) for pc in addresses)
     output = subprocess.run([*tool, str(path)], input=text, capture_output=True, text=True, check=True).stdout
     found = re.findall(r"^(?:.*\()?([^()\n]*?):(\d+|\?)", output, re.MULTILINE)

@@ -104,9 +104,7 @@ class Sanitizer:
             for name, (signature, _) in library.kernels.items()
         }
 
-    def launch(
-        self, library: Library, code: str, name: str, grid: tuple, block: tuple, args: list, shared: int
-    ) -> None:
+    def launch(self, library: Library, code: str, name: str, grid: tuple, block: tuple, args: list, shared: int) -> None:
         def known(array: np.ndarray) -> Any:
             written = self.tracker.find(array) if self.checks & CHECKS["init"] else None
             return None if written is None else written.reshape(-1, cell_of(array.dtype)).all(1)

@@ -33,9 +33,7 @@ def test(x, labels):
 step, evaluate = (mr.graph(f) if recorded else f for f in (training_step(net, optimizer), test))
 data = mr.cifar.synthetic(4, 4)
 # The middle of each image: what this is about is the order of launches, not their size.
-train, held_out = (
-    mr.cifar.Split(np.ascontiguousarray(s.images[:, 12:20, 12:20]), s.labels) for s in (data.train, data.test)
-)
+train, held_out = (mr.cifar.Split(np.ascontiguousarray(s.images[:, 12:20, 12:20]), s.labels) for s in (data.train, data.test))
 report = {"losses": [], "allocated_after": [], "waits_in_a_step": 0}
 loader = mr.cifar.Loader(train, 2, train=True)
 done = 0

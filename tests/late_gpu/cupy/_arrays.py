@@ -62,9 +62,7 @@ class ndarray:  # noqa: N801
         _queues.current[-1].put(lambda: target.__setitem__(..., compute()))
         return result
 
-    def astype(
-        self, dtype: Any, order: str = "K", casting: Any = None, subok: Any = None, copy: bool = True
-    ) -> ndarray:
+    def astype(self, dtype: Any, order: str = "K", casting: Any = None, subok: Any = None, copy: bool = True) -> ndarray:
         source = self._view
         return self._new(np.empty(self.shape, dtype), lambda: source.astype(dtype))
 
@@ -128,9 +126,7 @@ def empty(shape: Any, dtype: Any = float, order: str = "C") -> ndarray:
     return ndarray(shape, dtype)
 
 
-def empty_like(
-    prototype: ndarray, dtype: Any = None, order: str = "K", subok: Any = None, shape: Any = None
-) -> ndarray:
+def empty_like(prototype: ndarray, dtype: Any = None, order: str = "K", subok: Any = None, shape: Any = None) -> ndarray:
     return ndarray(prototype.shape, dtype or prototype.dtype)
 
 

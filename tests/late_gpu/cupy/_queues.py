@@ -98,9 +98,7 @@ class Stream:
     def end_capture(self) -> Graph:
         graph, self.recording = self.recording, None
         if graph is None or self.invalid:
-            raise _errors.CUDARuntimeError(
-                "cudaErrorStreamCaptureInvalidated: operation failed due to a previous error"
-            )
+            raise _errors.CUDARuntimeError("cudaErrorStreamCaptureInvalidated: operation failed due to a previous error")
         return graph
 
 

@@ -1,11 +1,4 @@
-from .._memory import (
-    MemoryPointer,
-    MemoryPool,
-    PinnedMemoryPointer,
-    alloc_pinned_memory,
-    set_allocator,
-    using_allocator,
-)
+from .._memory import MemoryPointer, MemoryPool, PinnedMemoryPointer, alloc_pinned_memory, set_allocator, using_allocator
 from .._queues import Event, Graph, Stream, get_current_stream, get_elapsed_time
 from . import compiler, runtime
 
