@@ -288,27 +288,20 @@ def _runtime(sources: tuple[Path, ...]) -> Path:
 
 
 _NOT_HERE = {  # what it is called: how it looks, and a word of the compiler's message about it
-    "textures and surfaces": (
-        r"\b(?:texture\s*<|cudaTextureObject_t|cudaSurfaceObject_t|surface\s*<|tex[123]D\w*|surf[123]D\w*|tex1Dfetch)",
-        "tex|surf|Texture|Surface",
-    ),
+    "textures and surfaces": (r"\b(?:texture\s*<|cuda(?:Texture|Surface)Object_t|surface\s*<|(?:tex|surf)[123]D\w*)",
+                              "tex|surf|Texture|Surface"),
     "inline PTX (asm)": (r"\b(?:asm|__asm__)\b\s*(?:volatile\b|__volatile__\b)?\s*\(\s*\"", "asm|Assembler|invalid|Error"),
     "tensor cores (nvcuda::wmma)": (r"\b(?:nvcuda|wmma)\b", "nvcuda|wmma"),
-    "half precision": (
-        r"\b(?:__half2?|half2?|__nv_bfloat162?|nv_bfloat16|bfloat162?|__nv_fp8\w*|__\w*half2?\w*)\b",
-        "half|bfloat|fp8",
-    ),
+    "half precision": (r"\b(?:__half2?|half2?|__nv_bfloat162?|nv_bfloat16|bfloat162?|__nv_fp8\w*|__\w*half2?\w*)\b",
+                       "half|bfloat|fp8"),
     "asynchronous copies and pipelines": (
         r"\b(?:cuda::(?:std|pipeline|barrier|ptx|memcpy_async|atomic)\w*|__pipeline_\w+|memcpy_async|pipeline)\b",
-        "cuda|pipeline|memcpy_async",
-    ),
+        "cuda|pipeline|memcpy_async"),
     "random numbers of cuRAND": (r"\bcurand\w*", "curand"),
     "a launch from a kernel (<<<...>>>)": (r"<<<", "expected|primary-expression"),
     "synchronising the grid or clusters": (
-        r"\b(?:this_grid|grid_group|this_multi_grid|this_cluster|__cluster_dims__|cluster_group)\b",
-        "grid|cluster",
-    ),
-}
+        r"\b(?:this_grid|grid_group|this_multi_grid|this_cluster|__cluster_dims__|cluster_group)\b", "grid|cluster"),
+}  # fmt: skip
 
 
 def _explain(code: str, message: str) -> str | None:

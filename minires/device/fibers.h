@@ -39,21 +39,7 @@ static void* first_context(char* top, void (*entry)()) {
     return sp;
 }
 #else
-#include <ucontext.h>
-static void minires_switch(void** save, void* to) {
-    ucontext_t here;
-    *save = &here;
-    swapcontext(&here, static_cast<ucontext_t*>(to));
-}
-static void* first_context(char* top, void (*entry)()) {
-    char* base = top - 96 * 1024;
-    ucontext_t* context = new (top - sizeof(ucontext_t)) ucontext_t;
-    getcontext(context);
-    context->uc_stack.ss_sp = base;
-    context->uc_stack.ss_size = 92 * 1024;
-    makecontext(context, entry, 0);
-    return context;
-}
+#error "the cpu device switches stacks on x86-64 and AArch64"
 #endif
 
 }  // namespace minires
