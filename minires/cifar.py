@@ -183,8 +183,12 @@ def _load_python(files: dict[str, bytes]) -> Dataset:
 
 
 def _read_split(paths: list[Path], verify: bool) -> Split:
-    splits = [parse(_read_file(path, verify), str(path)) for path in paths]
-    return Split(*(np.concatenate([getattr(s, name) for s in splits]) for name in ("images", "labels")))
+    n = len(paths) * FILE_RECORDS
+    whole = Split(np.empty((n, 32, 32, 3), np.uint8), np.empty(n, np.int32))
+    for path, begin in zip(paths, range(0, n, FILE_RECORDS), strict=True):  # one file after another: the data are there once
+        part = parse(_read_file(path, verify), str(path))
+        whole.images[begin : begin + FILE_RECORDS], whole.labels[begin : begin + FILE_RECORDS] = part.images, part.labels
+    return whole
 
 
 def _read_file(path: Path, verify: bool) -> bytes:
@@ -330,7 +334,7 @@ class Loader:
         now = device.current()
         self.size, self.batch_size, self.train, self.seed, self.epoch = len(split.labels), batch_size, train, seed, 0
         self.dtype = np.dtype(dtype)
-        self._images, self._host_labels = now.to_device(split.images), split.labels
+        self._images, self._host_labels = now.constant(split.images), split.labels
         self._mean, self._std = (now.to_device(np.array(v, self.dtype)) for v in (MEAN, STD))
 
     def __len__(self) -> int:

@@ -15,7 +15,6 @@ import struct
 import subprocess
 import sys
 import time
-from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from .cache import cached
+from .memory import Pool, is_device_memory
 from .source import (
     C_TYPE,
     HOST_HEADERS,
@@ -328,47 +328,22 @@ def _thread_count() -> int:
     return int(text)
 
 
-class _Memory:
-    """A block of host memory that goes back to its pool when the last array over it is gone."""
-
-    def __init__(self, pool: list[tuple], nbytes: int) -> None:
-        self._pool, self._block = pool, pool.pop() if pool else _aligned(nbytes)
-        place = self._block[1], False
-        self.__array_interface__ = {"shape": (nbytes,), "typestr": "|u1", "data": place, "version": 3}
-
-    def __del__(self) -> None:
-        self._pool.append(self._block)
-
-
-def _is_device_memory(array: Any) -> bool:
-    while isinstance(array, np.ndarray):
-        array = array.base
-    return isinstance(array, _Memory)
-
-
-def _aligned(nbytes: int) -> tuple[np.ndarray, int]:
-    """Memory, and an address in it where a line of the cache begins, so that no vector lies in two."""
-    slack = 0 if any(f.startswith("-fsanitize=") for f in _user_flags()) else 63  # it is to see what lies behind
-    memory = np.empty(nbytes + slack, np.uint8)
-    return memory, memory.ctypes.data + min(-memory.ctypes.data % 64, slack)
-
-
 class Recording:
     """What a CUDA graph is to a GPU: launches put together once, with memory of their own, to be done again and again."""
 
     def __init__(self, device: CpuDevice) -> None:
         self._device = device
-        self._pools: dict[int, list[tuple]] = defaultdict(list)
+        self._pool = device.new_pool(most=math.inf)  # it goes with the recording
         self._steps: list[Callable[[], None]] = []
 
     @contextlib.contextmanager
     def memory(self) -> Iterator[None]:
         """Within this context memory comes from the recording's own pool."""
-        before, self._device.pools = self._device.pools, self._pools
+        before, self._device.pool = self._device.pool, self._pool
         try:
             yield
         finally:
-            self._device.pools = before
+            self._device.pool = before
 
     @contextlib.contextmanager
     def record(self) -> Iterator[None]:
@@ -399,8 +374,7 @@ class CpuDevice:
 
     def __init__(self) -> None:
         self.threads = _thread_count()
-        # A training step asks for the same sizes each time. Fresh memory costs a page fault every 4 KB, so keep it.
-        self.pools: dict[int, list[tuple]] = defaultdict(list)
+        self.pool = self.new_pool(most=2)
         self.is_recording = False
         self.recorded: list[Callable[[], None]] = []  # while a graph is recorded, what it will do
         # None, or what compiles and runs the launches in this device's place: see minires/watch.
@@ -409,15 +383,24 @@ class CpuDevice:
     def description(self) -> str:
         return f"cpu, {self.threads} threads, {' '.join(_compiler())}"
 
+    @staticmethod
+    def new_pool(most: float) -> Pool:
+        """See memory.py; where MINIRES_CXXFLAGS has a sanitizer, it is to see what lies behind an array."""
+        return Pool(most, exact=any(flag.startswith("-fsanitize=") for flag in _user_flags()))
+
+    @property
+    def _tracker(self) -> Any:
+        """What the sanitizer knows of memory, or None."""
+        return self.watcher and self.watcher.tracker
+
     def empty(self, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
         """An uninitialised array of device memory."""
-        dtype = np.dtype(dtype)
-        nbytes = max(math.prod(shape) * dtype.itemsize, 1)
-        if not self.watcher:
-            return np.ndarray(shape, dtype, np.asarray(_Memory(self.pools[nbytes], nbytes)))
-        memory = np.empty(nbytes, np.uint8)
-        self.watcher.allocated(memory)
-        return memory[: math.prod(shape) * dtype.itemsize].view(dtype).reshape(shape)
+        if not self._tracker:
+            return self.pool.empty(shape, dtype)
+        nbytes = math.prod(shape) * np.dtype(dtype).itemsize
+        memory = np.empty(max(nbytes, 1), np.uint8)
+        self._tracker.add(memory)
+        return memory[:nbytes].view(dtype).reshape(shape)
 
     def to_device(self, array: np.ndarray) -> np.ndarray:
         """A copy of a host array in device memory."""
@@ -425,29 +408,33 @@ class CpuDevice:
         self.assign(copy, array)
         return copy
 
+    def constant(self, array: np.ndarray) -> np.ndarray:
+        """A host array that stays as it is, in device memory: here itself, so that large data are there once."""
+        return np.ascontiguousarray(array)
+
     def filled(self, shape: tuple[int, ...], dtype: np.dtype, value: float) -> Any:
         """An array of device memory with one value everywhere."""
         array = self.empty(shape, dtype)
         self._do(functools.partial(array.fill, value))
-        if self.watcher:
-            self.watcher.written(array)
+        if self._tracker:
+            self._tracker.written(array)
         return array
 
     def assign(self, target: np.ndarray, source: np.ndarray) -> None:
         """Copy an array of the host or the device into a device array of the same shape and dtype."""
-        if not _is_device_memory(source):
+        if not is_device_memory(source):
             forbid_while_recording(self)
         self._do(functools.partial(np.copyto, target, source))
-        if self.watcher:
-            self.watcher.written(target)
+        if self._tracker:
+            self._tracker.written(target)
 
     assign_later = assign
 
     def to_host(self, array: np.ndarray) -> np.ndarray:
         """A copy of a device array as a NumPy array."""
         forbid_while_recording(self)
-        if self.watcher:
-            self.watcher.read(array)
+        if self._tracker:
+            self._tracker.read(array)
         return np.array(array)
 
     def when_read(self, check: Callable[[], None]) -> None:

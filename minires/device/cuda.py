@@ -195,6 +195,8 @@ class CudaDevice:
             forbid_while_recording(self)
         return self._cupy.array(array, order="C")
 
+    constant = to_device
+
     def filled(self, shape: tuple[int, ...], dtype: np.dtype, value: float) -> Any:
         """An array of device memory with one value everywhere."""
         return self._cupy.full(shape, value, dtype)

@@ -134,21 +134,12 @@ class Launch:
 class Counters:
     """The launches that were counted. str() is a table; a notebook shows the lanes of each line too."""
 
+    tracker = None  # of memory, which counts have no use for
+
     def __init__(self, blocks: int | None) -> None:
         self.launches: list[Launch] = []
         self._blocks = blocks
         self._lines: dict[tuple[Path, int], tuple[str, int]] = {}
-
-    # What the device asks of a watcher: see CpuDevice.
-
-    def allocated(self, memory: np.ndarray) -> None:
-        pass
-
-    def written(self, array: np.ndarray) -> None:
-        pass
-
-    def read(self, array: np.ndarray) -> None:
-        pass
 
     def compile(self, now: CpuDevice, code: str, names: tuple[str, ...], scalar: np.dtype) -> dict:
         """Signature and launch of each name expression: first as it is, then some of its blocks on copies, watched."""

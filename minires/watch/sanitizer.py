@@ -40,7 +40,8 @@ class SanitizerError(DeviceError):
 class Tracker:
     """Which bytes of device memory something has written, for the arrays that the device has handed out."""
 
-    def __init__(self) -> None:
+    def __init__(self, is_checked: bool) -> None:
+        self._is_checked = is_checked
         self._starts: list[int] = []
         self._written: dict[int, np.ndarray] = {}
 
@@ -66,6 +67,19 @@ class Tracker:
         offset = begin - start
         return self._written[start][offset : offset + array.nbytes] if offset < len(self._written[start]) else None
 
+    def written(self, array: np.ndarray) -> None:
+        """The host has written to an array of the device."""
+        if (known := self.find(array)) is not None:
+            known[...] = 1
+
+    def read(self, array: np.ndarray) -> None:
+        """Raise SanitizerError where the host reads an element that no kernel wrote."""
+        known = self.find(array)
+        if self._is_checked and known is not None and not known.all():
+            index = int(np.argmin(known)) // array.itemsize
+            where = list(map(int, np.unravel_index(index, array.shape)))
+            raise SanitizerError("init", f"element {where} of an array of shape {array.shape} was never written")
+
 
 class Sanitizer:
     """Runs launches in three orders under the checks that were asked for; see checks.cpp."""
@@ -76,25 +90,8 @@ class Sanitizer:
         if unknown := [name for name in names if name not in CHECKS]:
             raise ValueError(f"unknown check {unknown[0]!r}: choose 'all' or some of {', '.join(CHECKS)}")
         self.checks = sum({CHECKS[name] for name in names})
-        self.tracker = Tracker()
+        self.tracker = Tracker(bool(self.checks & CHECKS["init"]))
         self._random = np.random.default_rng(seed)
-
-    def allocated(self, memory: np.ndarray) -> None:
-        """The device hands out fresh memory, bytes."""
-        self.tracker.add(memory)
-
-    def written(self, array: np.ndarray) -> None:
-        """The host has written to an array of the device."""
-        if (known := self.tracker.find(array)) is not None:
-            known[...] = 1
-
-    def read(self, array: np.ndarray) -> None:
-        """Raise SanitizerError where the host reads an element that no kernel wrote."""
-        known = self.tracker.find(array)
-        if self.checks & CHECKS["init"] and known is not None and not known.all():
-            index = int(np.argmin(known)) // array.itemsize
-            where = list(map(int, np.unravel_index(index, array.shape)))
-            raise SanitizerError("init", f"element {where} of an array of shape {array.shape} was never written")
 
     def compile(self, device: CpuDevice, code: str, names: tuple[str, ...], scalar: np.dtype) -> dict:
         """Signature and launch of each name expression; the launches are those of the sanitizer of the moment."""

@@ -1,0 +1,73 @@
+"""Host memory as a device's: fresh memory costs a page fault every 4 KB, so what nothing uses any more is kept for the next."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from typing import Any
+
+import numpy as np
+
+
+class Pool:
+    """Blocks of memory that nothing uses, by size. All blocks together are at most `most` times what was in use at once."""
+
+    def __init__(self, most: float, exact: bool = False) -> None:
+        self.used = self.unused = self._peak = 0  # bytes
+        self._most, self._exact = most, exact
+        self._blocks: dict[int, list[tuple[np.ndarray, int]]] = defaultdict(list)
+
+    def empty(self, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+        """An uninitialised array, whose memory comes back when the last array over it is gone."""
+        dtype = np.dtype(dtype)
+        return np.ndarray(shape, dtype, np.asarray(_Memory(self, max(math.prod(shape) * dtype.itemsize, 1))))
+
+    def take(self, size: int) -> tuple[np.ndarray, int]:
+        """A block of that size, and an address in it where a line of the cache begins, so that no vector lies in two."""
+        self.used += size
+        self._peak = max(self._peak, self.used)
+        if blocks := self._blocks[size]:
+            self.unused -= size
+            return blocks.pop()
+        self._give_back()
+        slack = 0 if self._exact else 63
+        memory = np.empty(size + slack, np.uint8)
+        return memory, memory.ctypes.data + min(-memory.ctypes.data % 64, slack)
+
+    def put(self, size: int, block: tuple[np.ndarray, int]) -> None:
+        """Nothing uses the block any more."""
+        self.used, self.unused = self.used - size, self.unused + size
+        self._blocks[size].append(block)
+        self._give_back()
+
+    def size_of(self, nbytes: int) -> int:
+        """The size of a block for so many bytes: of few different sizes, at most an eighth larger."""
+        step = 1 if self._exact else max(1 << max(nbytes.bit_length() - 4, 0), 64)
+        return -(-nbytes // step) * step
+
+    def _give_back(self) -> None:
+        """To the system, the largest first."""
+        while self.unused and self.used + self.unused > self._most * self._peak:
+            size = max(size for size, blocks in self._blocks.items() if blocks)
+            self._blocks[size].pop()
+            self.unused -= size
+
+
+class _Memory:
+    """A block of a pool, as an array of bytes."""
+
+    def __init__(self, pool: Pool, nbytes: int) -> None:
+        self._pool, self._size = pool, pool.size_of(nbytes)
+        self._block = pool.take(self._size)
+        place = self._block[1], False
+        self.__array_interface__ = {"shape": (nbytes,), "typestr": "|u1", "data": place, "version": 3}
+
+    def __del__(self) -> None:
+        self._pool.put(self._size, self._block)
+
+
+def is_device_memory(array: Any) -> bool:
+    """Whether an array's memory is a pool's."""
+    while isinstance(array, np.ndarray):
+        array = array.base
+    return isinstance(array, _Memory)
