@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -143,26 +144,5 @@ def _few(items: Iterable[tuple[str, tuple]]) -> str:
     return ", ".join(words[:3]) + (f" and {len(words) - 3} more" if len(words) > 3 else "") if words else "nothing"
 
 
-def resnet20(num_classes: int = 10, shortcut: str = "A") -> ResNet:
-    """20 layers, 269,722 parameters with option A and 272,474 with option B (10 classes)."""
-    return resnet(20, num_classes, shortcut)
-
-
-def resnet32(num_classes: int = 10, shortcut: str = "A") -> ResNet:
-    """32 layers."""
-    return resnet(32, num_classes, shortcut)
-
-
-def resnet44(num_classes: int = 10, shortcut: str = "A") -> ResNet:
-    """44 layers."""
-    return resnet(44, num_classes, shortcut)
-
-
-def resnet56(num_classes: int = 10, shortcut: str = "A") -> ResNet:
-    """56 layers."""
-    return resnet(56, num_classes, shortcut)
-
-
-def resnet110(num_classes: int = 10, shortcut: str = "A") -> ResNet:
-    """110 layers."""
-    return resnet(110, num_classes, shortcut)
+# With option A they have 269,722, 464,154, 658,586, 853,018 and 1,727,962 parameters for 10 classes.
+resnet20, resnet32, resnet44, resnet56, resnet110 = (functools.partial(resnet, depth) for depth in (20, 32, 44, 56, 110))

@@ -34,8 +34,6 @@ static inline long long __double_as_longlong(double x) { return minires_bits<lon
 static inline float rsqrtf(float x) { return 1.0f / sqrtf(x); }
 static inline float rsqrt(float x) { return 1.0f / sqrtf(x); }
 static inline double rsqrt(double x) { return 1.0 / sqrt(x); }
-static inline float rcbrtf(float x) { return 1.0f / cbrtf(x); }
-static inline float fdividef(float x, float y) { return x / y; }
 static inline float __fdividef(float x, float y) { return x / y; }
 static inline float __saturatef(float x) { return fminf(fmaxf(x, 0.0f), 1.0f); }  // NaN becomes 0
 static inline double sinpi(double x) {  // the zeros of both are exact
@@ -43,22 +41,6 @@ static inline double sinpi(double x) {  // the zeros of both are exact
     return sin(3.14159265358979323846 * (fabs(t) > 0.5 ? copysign(1.0, t) - t : t));
 }
 static inline double cospi(double x) { return sin(3.14159265358979323846 * (0.5 - fabs(remainder(x, 2.0)))); }
-static inline float sinpif(float x) { return float(sinpi(x)); }
-static inline float cospif(float x) { return float(cospi(x)); }
-static inline double norm4d(double x, double y, double z, double w) { return hypot(hypot(x, y), hypot(z, w)); }
-static inline double norm3d(double x, double y, double z) { return hypot(hypot(x, y), z); }
-static inline float norm4df(float x, float y, float z, float w) { return float(norm4d(x, y, z, w)); }
-static inline float norm3df(float x, float y, float z) { return float(norm3d(x, y, z)); }
-static inline double norm(int n, const double* x) {
-    double length = 0;
-    for (int i = 0; i < n; ++i) length = hypot(length, x[i]);
-    return length;
-}
-static inline float normf(int n, const float* x) {
-    double length = 0;
-    for (int i = 0; i < n; ++i) length = hypot(length, double(x[i]));
-    return float(length);
-}
 static inline double normcdf(double x) {  // x / sqrt(2), whose error would count many times, in two parts
     const double t = -0.70710678118654752440 * x, rest = fma(-0.70710678118654752440, x, -t) + 4.8336466567264567e-17 * x;
     return fabs(x) < 40 ? 0.5 * (erfc(t) - 1.12837916709551257390 * exp(-t * t) * rest) : 0.5 * erfc(t);
@@ -71,25 +53,17 @@ static inline double erfcx(double x) {
     const double square = x * x, rest = fma(x, x, -square);
     return x < -26.7 ? 1.0 / 0.0 : exp(square) * erfc(x) * (1 + rest);
 }
-static inline double erfcinv(double y) {  // Halley's method on erfc, or where that is near 1 on erf
-    if (!(y > 0 && y < 2)) return y == 0 ? 1.0 / 0.0 : y == 2 ? -1.0 / 0.0 : 0.0 / 0.0;
-    if (y > 1.5) return -erfcinv(2 - y);
-    double x = y < 0.5 ? sqrt(-log(y * sqrt(-log(y)))) : 0.886 * (1 - y);
+static inline double minires_inverse(double p, double q) {  // erf(x) = p, erfc(x) = q = 1 - p, not below 0: Halley's method
+    if (!(q > 0 && q <= 1)) return q == 0 ? 1.0 / 0.0 : 0.0 / 0.0;
+    double x = q < 0.5 ? sqrt(-log(q * sqrt(-log(q)))) : 0.886 * p;
     for (int i = 0; i < 6; ++i) {
-        const double f = (y < 0.5 ? erfc(x) - y : (1 - y) - erf(x)) * 0.88622692545275801365 * exp(x * x);
+        const double f = (q < 0.5 ? erfc(x) - q : p - erf(x)) * 0.88622692545275801365 * exp(x * x);
         x += f / (1 - x * f);
     }
     return x;
 }
-static inline double erfinv(double y) {
-    if (fabs(y) >= 0.5 || y != y) return y < 0 ? -erfcinv(1 + y) : erfcinv(1 - y);
-    double x = 0.88622692545275801365 * y;
-    for (int i = 0; i < 5; ++i) {
-        const double f = (y - erf(x)) * 0.88622692545275801365 * exp(x * x);
-        x += f / (1 - x * f);
-    }
-    return x;
-}
+static inline double erfcinv(double y) { return y > 1 ? -minires_inverse(y - 1, 2 - y) : minires_inverse(1 - y, y); }
+static inline double erfinv(double y) { return copysign(minires_inverse(fabs(y), 1 - fabs(y)), y); }
 static inline double normcdfinv(double p) { return -1.41421356237309504880 * erfcinv(2 * p); }
 static inline double minires_bessel(int order, double x) {  // I0 or I1
     const double a = fabs(x);
@@ -110,19 +84,23 @@ static inline double cyl_bessel_i0(double x) { return isinf(x) ? 1.0 / 0.0 : min
 static inline double cyl_bessel_i1(double x) { return isinf(x) ? x : minires_bessel(1, x); }
 #define MINIRES_FLOAT(name) static inline float name##f(float x) { return float(name(double(x))); }
 MINIRES_FLOAT(erfcx) MINIRES_FLOAT(erfcinv) MINIRES_FLOAT(erfinv) MINIRES_FLOAT(normcdf) MINIRES_FLOAT(normcdfinv)
-MINIRES_FLOAT(cyl_bessel_i0) MINIRES_FLOAT(cyl_bessel_i1)
-static inline double rcbrt(double x) { return 1 / cbrt(x); }
-static inline double fdivide(double x, double y) { return x / y; }
-static inline double rhypot(double x, double y) { return 1 / hypot(x, y); }
-static inline double rnorm(int n, const double* x) { return 1 / norm(n, x); }
-static inline double rnorm3d(double x, double y, double z) { return 1 / norm3d(x, y, z); }
-static inline double rnorm4d(double x, double y, double z, double w) { return 1 / norm4d(x, y, z, w); }
-static inline float rhypotf(float x, float y) { return float(1 / hypot(double(x), double(y))); }
-static inline float rnormf(int n, const float* x) { return 1 / normf(n, x); }
-static inline float rnorm3df(float x, float y, float z) { return float(1 / norm3d(x, y, z)); }
-static inline float rnorm4df(float x, float y, float z, float w) { return float(1 / norm4d(x, y, z, w)); }
-static inline void sincospi(double x, double* s, double* c) { *s = sinpi(x), *c = cospi(x); }
-static inline void sincospif(float x, float* s, float* c) { *s = sinpif(x), *c = cospif(x); }
+MINIRES_FLOAT(cyl_bessel_i0) MINIRES_FLOAT(cyl_bessel_i1) MINIRES_FLOAT(sinpi) MINIRES_FLOAT(cospi)
+#define MINIRES_NORMS(T, f)                                                                                                   \
+    static inline T norm##f(int n, const T* x) {                                                                              \
+        double length = 0;                                                                                                    \
+        for (int i = 0; i < n; ++i) length = hypot(length, double(x[i]));                                                     \
+        return T(length);                                                                                                     \
+    }                                                                                                                         \
+    static inline T rnorm##f(int n, const T* x) { return 1 / norm##f(n, x); }                                                 \
+    static inline T norm3d##f(T x, T y, T z) { return T(hypot(hypot(double(x), double(y)), double(z))); }                     \
+    static inline T rnorm3d##f(T x, T y, T z) { return T(1 / hypot(hypot(double(x), double(y)), double(z))); }                \
+    static inline T norm4d##f(T x, T y, T z, T w) { return T(hypot(hypot(double(x), y), hypot(double(z), w))); }              \
+    static inline T rnorm4d##f(T x, T y, T z, T w) { return T(1 / hypot(hypot(double(x), y), hypot(double(z), w))); }         \
+    static inline T rhypot##f(T x, T y) { return T(1 / hypot(double(x), double(y))); }                                        \
+    static inline T rcbrt##f(T x) { return T(1 / cbrt(double(x))); }                                                          \
+    static inline T fdivide##f(T x, T y) { return x / y; }                                                                    \
+    static inline void sincospi##f(T x, T* s, T* c) { *s = T(sinpi(x)), *c = T(cospi(x)); }
+MINIRES_NORMS(double, ) MINIRES_NORMS(float, f)
 #define __expf expf  // macros: glibc declares some of these names for itself
 #define __exp10f(x) powf(10.0f, x)
 #define __logf logf
