@@ -2,9 +2,8 @@
 # # Lesson 3: an operation of your own with its gradient, checked, and a wrong gradient that is caught
 #
 # The slope of a function is (f(x + eps) - f(x - eps)) / (2 eps), up to an error of eps^2: that needs no calculus, so it
-# checks the calculus. It is done in float64, where eps = 1e-6 leaves ten digits or so.
-#
-# The operation is y = x * sigmoid(x), "SiLU" in PyTorch. With s = sigmoid(x):  dy/dx = s + x * s * (1 - s).
+# checks the calculus. It is done in float64, where eps = 1e-6 leaves ten digits or so. The operation is y = x * sigmoid(x),
+# "SiLU" in PyTorch. With s = sigmoid(x): dy/dx = s + x * s * (1 - s).
 
 # %%
 import numpy as np

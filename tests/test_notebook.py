@@ -55,13 +55,16 @@ def test_the_notebook_is_what_its_sources_make():
 
 def test_a_cell_that_is_stopped_leaves_the_process_usable(tmp_path):
     manager = pytest.importorskip("jupyter_client", reason="jupyter_client is not installed").manager
+    pytest.importorskip("ipywidgets", reason="ipywidgets is not installed")
     kernels, client = manager.start_new_kernel(kernel_name="python3", cwd=str(EXAMPLES))
+    shown = set()
     try:
 
         def run(code: str, interrupt_at: str = "") -> str:
             said = []
 
             def hear(message: dict) -> None:
+                shown.update(message["content"].get("data", {}))
                 said.append(message["content"].get("text") or message["content"].get("evalue") or "")
                 if interrupt_at and interrupt_at in said[-1]:
                     kernels.interrupt_kernel()
@@ -71,8 +74,9 @@ def test_a_cell_that_is_stopped_leaves_the_process_usable(tmp_path):
 
         options = f"--device cpu --dataset synthetic --train-size 256 --depth 8 --batch-size 16 --out {tmp_path / 'run'}"
         # A second time too: neither the folder nor the handler of the signal is held on to.
-        stopped = run(f"%run train_cifar.py {options} --epochs 1000 --no-progress", "epoch 1/1000")
+        stopped = run(f"%run train_cifar.py {options} --epochs 1000", "epoch 1/1000")
         assert "stopped; to go on:" in stopped, stopped
+        assert "application/vnd.jupyter.widget-view+json" in shown  # the progress bar
         stopped = run(f"%run train_cifar.py --resume {tmp_path / 'run'} --no-progress", "resumed")
         assert "stopped; to go on:" in stopped, stopped
         run("import minires as mr, numpy as np")
