@@ -22,28 +22,9 @@ from typing import Any
 
 import numpy as np
 
+from . import source
 from .cache import cached
 from .memory import Pool, is_device_memory
-from .source import (
-    C_TYPE,
-    HOST_HEADERS,
-    MAX_POINTERS,
-    MAX_SHARED,
-    DeviceError,
-    KernelText,
-    Module,
-    Parameter,
-    Signature,
-    base_name,
-    blank,
-    expand_includes,
-    find_kernels,
-    forbid_while_recording,
-    named,
-    parameter_name,
-    place_of,
-    spaces,
-)
 
 _HERE = Path(__file__).parent
 _RUNTIME = _HERE / "runtime.cpp", _HERE / "scheduler.cpp"
@@ -79,8 +60,8 @@ def _compiler() -> list[str]:
         if shutil.which(words[0]):
             return words
         if command == os.environ.get("CXX"):
-            raise DeviceError(f"the C++ compiler {words[0]!r} that CXX names was not found: correct CXX or unset it")
-    raise DeviceError(
+            raise source.DeviceError(f"the C++ compiler {words[0]!r} that CXX names was not found: correct CXX or unset it")
+    raise source.DeviceError(
         "no C++ compiler was found, which the cpu device needs: install g++ (Debian, Ubuntu: apt install g++; Fedora: "
         "dnf install gcc-c++) or clang++ (macOS: xcode-select --install), or name one in CXX"
     )
@@ -122,7 +103,7 @@ class Library:
 
     path: Path
     runtime: ctypes.CDLL  # threads, or the instruments
-    kernels: dict[str, tuple[Signature, Kernel]] = field(default_factory=dict)
+    kernels: dict[str, tuple[source.Signature, Kernel]] = field(default_factory=dict)
 
     def launch(self, name: str, grid: tuple, block: tuple, packed: tuple, threads: int) -> Callable[[], None]:
         """An unwatched launch with packed arguments, put together: it can be done any number of times."""
@@ -146,17 +127,17 @@ def compile_library(code: str, names: tuple[str, ...], scalar: np.dtype, instrum
     if not instruments:
         runtime.minires_run.restype = ctypes.c_int64
     path = build(code, names, scalar, instruments)
-    library, loaded, texts = Library(path, runtime), ctypes.CDLL(str(path)), find_kernels(code)
+    library, loaded, texts = Library(path, runtime), ctypes.CDLL(str(path)), source.find_kernels(code)
     for i, name in enumerate(names):
         kernel = Kernel.in_dll(loaded, f"minires_kernel_{i}")
-        text = texts.get(base_name(name))
+        text = texts.get(source.base_name(name))
         words = [p.split(" ") for p in kernel.parameters().decode().split(",")[:-1]]
         written = text.parameters if text and len(text.parameters) == len(words) else [""] * len(words)
         parameters = [
-            Parameter(parameter_name(p, n), kind, np.dtype(of) if of else None)
+            source.Parameter(source.parameter_name(p, n), kind, np.dtype(of) if of else None)
             for n, (p, (kind, of)) in enumerate(zip(written, words, strict=True), start=1)
         ]
-        library.kernels[name] = Signature(named(name, code), tuple(parameters)), kernel
+        library.kernels[name] = source.Signature(source.named(name, code), tuple(parameters)), kernel
     return library
 
 
@@ -165,7 +146,7 @@ def build(code: str, names: tuple[str, ...], scalar: np.dtype, instruments: Inst
     compiler = _compiler()
     version = _version(*compiler)
     is_clang = "clang" in version
-    wanted, texts = {base_name(name) for name in names}, find_kernels(code)
+    wanted, texts = {source.base_name(name) for name in names}, source.find_kernels(code)
     unit = prepare(code, wanted)
     if instruments:
         unit = instruments.rewrite(unit)
@@ -173,7 +154,7 @@ def build(code: str, names: tuple[str, ...], scalar: np.dtype, instruments: Inst
     unit = f'{unit}\n#line 1 "entries"{entries}\n'
     if not is_clang:  # g++ spells CUDA's pragma its own way, and needs a number
         unit = _UNROLL.sub(lambda m: f"#pragma GCC unroll {m[1] or 16}", unit)
-    flags = [*_FLAGS, f"-Dscalar_t={C_TYPE[scalar.name]}"]
+    flags = [*_FLAGS, f"-Dscalar_t={source.C_TYPE[scalar.name]}"]
     if instruments:
         flags += [f'-DMINIRES_WATCHED="{instruments.header}"', "-fno-delete-null-pointer-checks"]
         flags += instruments.clang_flags if is_clang else instruments.gcc_flags
@@ -195,7 +176,7 @@ def build(code: str, names: tuple[str, ...], scalar: np.dtype, instruments: Inst
     return cached([unit, *runtime, *compiler, *flags, version, _processor()], make)
 
 
-def _expression(name: str, texts: dict[str, KernelText]) -> str:
+def _expression(name: str, texts: dict[str, source.KernelText]) -> str:
     """A kernel's name in C++; with its type where a function of C's library, `index` or `exp`, may have the same name."""
     text = texts.get(name)
     if text is None or text.template is not None:
@@ -212,7 +193,7 @@ def _run(command: list[str], what: str, unit: str = "") -> None:
     result = subprocess.run(command, input=unit, capture_output=True, text=True, check=False)
     if result.returncode:
         reason = _explain(unit, result.stderr) if unit else None
-        raise DeviceError(reason or f"{command[0]} could not compile {what}:\n{result.stderr.strip()}")
+        raise source.DeviceError(reason or f"{command[0]} could not compile {what}:\n{result.stderr.strip()}")
 
 
 _UNROLL = re.compile(r"#pragma unroll\b[ \t]*\(?(\d+)?[^\n]*")
@@ -221,9 +202,9 @@ _UNROLL = re.compile(r"#pragma unroll\b[ \t]*\(?(\d+)?[^\n]*")
 def prepare(code: str, wanted: set[str]) -> str:
     """`code` as a C++ compiler takes it: without the kernels that are not wanted, its headers and arrays made known."""
     code = _ready(code)
-    for kernel in find_kernels(code).values():
+    for kernel in source.find_kernels(code).values():
         if kernel.name not in wanted:
-            code = code[: kernel.begin] + spaces(code[kernel.begin : kernel.end]) + code[kernel.end :]
+            code = code[: kernel.begin] + source.spaces(code[kernel.begin : kernel.end]) + code[kernel.end :]
     for name in filter(functools.partial(hasattr, ctypes.CDLL(None)), wanted):  # C's library has such a function too
         code = re.sub(rf'\bextern\s*"C"(?=\s*__global__\s+void\s+{name}\b)', "", code)
     return code
@@ -231,13 +212,13 @@ def prepare(code: str, wanted: set[str]) -> str:
 
 @functools.lru_cache(maxsize=64)  # it is asked for with each instance of a source's templates
 def _ready(code: str) -> str:
-    code = expand_includes(code, _header)
+    code = source.expand_includes(code, _header)
     code = re.sub(r"\bstatic\s+(?=__(?:constant|shared|device)__)|(?:(?<=__constant__)|(?<=__shared__))\s+static\b", "", code)
     for order in (rf"\b__shared__\s+alignas\s*({_BRACKETS})", rf"\balignas\s*({_BRACKETS})\s*__shared__"):
         code = re.sub(order, r"__shared__ __align__\1", code)
     code = _SHARED_LATER.sub(r"\1__shared__ \2", code)
     code = re.sub(r"(__shared__[^;={}()]*?)\bextern\b", r"extern \1", code)
-    text, dynamic = blank(code), False
+    text, dynamic = source.blank(code), False
 
     def shared(match: re.Match) -> str:
         nonlocal dynamic
@@ -249,7 +230,7 @@ def _ready(code: str) -> str:
         return f"{kind} (*const {match['name']}){rest} = reinterpret_cast<{kind} (*){rest}>(minires_dynamic_shared);"
 
     code = _DYNAMIC.sub(shared, code)
-    return f"MINIRES_DYNAMIC_MEMORY({MAX_SHARED})\n{code}" if dynamic else code
+    return f"MINIRES_DYNAMIC_MEMORY({source.MAX_SHARED})\n{code}" if dynamic else code
 
 
 _BRACKETS = r"\((?:[^()]|\([^()]*\))*\)"
@@ -267,7 +248,7 @@ def _header(name: str) -> str | None:
         return f'#include "{own.as_posix()}"'
     if name.startswith("cuda/std/"):
         return f"#include <{name.removeprefix('cuda/std/')}>\nnamespace cuda {{ namespace std = ::std; }}"
-    return "" if HOST_HEADERS.fullmatch(name) else None
+    return "" if source.HOST_HEADERS.fullmatch(name) else None
 
 
 # A library's undefined symbols are those of the runtime.
@@ -313,8 +294,8 @@ def _explain(code: str, message: str) -> str | None:
     if candidate and re.search(r"^entries: In function", message, re.MULTILINE) and "no matches converting" in message:
         return f"there is no such instance: {candidate[1]}"
     for what, (pattern, words) in _NOT_HERE.items():
-        if re.search(words, message) and (found := re.search(pattern, blank(code))):
-            file, line = place_of(code, found.start())
+        if re.search(words, message) and (found := re.search(pattern, source.blank(code))):
+            file, line = source.place_of(code, found.start())
             return f"{file}:{line}: {what} cannot be had on the cpu device: {found[0].strip()!r}"
     return None
 
@@ -420,11 +401,11 @@ class CpuDevice:
             self._tracker.written(array)
         return array
 
-    def assign(self, target: np.ndarray, source: np.ndarray) -> None:
+    def assign(self, target: np.ndarray, values: np.ndarray) -> None:
         """Copy an array of the host or the device into a device array of the same shape and dtype."""
-        if not is_device_memory(source):
-            forbid_while_recording(self)
-        self._do(functools.partial(np.copyto, target, source))
+        if not is_device_memory(values):
+            source.forbid_while_recording(self)
+        self._do(functools.partial(np.copyto, target, values))
         if self._tracker:
             self._tracker.written(target)
 
@@ -432,7 +413,7 @@ class CpuDevice:
 
     def to_host(self, array: np.ndarray) -> np.ndarray:
         """A copy of a device array as a NumPy array."""
-        forbid_while_recording(self)
+        source.forbid_while_recording(self)
         if self._tracker:
             self._tracker.read(array)
         return np.array(array)
@@ -460,7 +441,7 @@ class CpuDevice:
         else:
             step()
 
-    def compile(self, code: str, scalar: np.dtype) -> Module:
+    def compile(self, code: str, scalar: np.dtype) -> source.Module:
         """Compile CUDA C++, with `scalar` as scalar_t. Raises DeviceError with the compiler's message."""
 
         def compile_names(names: tuple[str, ...]) -> dict:
@@ -468,11 +449,11 @@ class CpuDevice:
                 return self.watcher.compile(self, code, names, scalar)
             return self.runs(compile_library(code, names, scalar), code)
 
-        return Module(code, np.ndarray, compile_names)
+        return source.Module(code, np.ndarray, compile_names)
 
     def runs(self, library: Library, code: str) -> dict:
         """How each kernel of a library is run, unwatched."""
-        threads = 1 if re.search(r"\bprintf\s*\(", blank(code)) else self.threads  # lines then come in order
+        threads = 1 if re.search(r"\bprintf\s*\(", source.blank(code)) else self.threads  # lines then come in order
 
         def run_of(name: str) -> Callable:
             return lambda grid, block, args, _: self._do(library.launch(name, grid, block, pack_arguments(args), threads))
@@ -480,11 +461,11 @@ class CpuDevice:
         return {name: (signature, run_of(name)) for name, (signature, _) in library.kernels.items()}
 
 
-def _stopped(name: str, grid: tuple, block: int, reason: str) -> DeviceError:
+def _stopped(name: str, grid: tuple, block: int, reason: str) -> source.DeviceError:
     if reason:
-        return DeviceError(f"kernel {name}, {reason}")
+        return source.DeviceError(f"kernel {name}, {reason}")
     index = block % grid[0], block // grid[0] % grid[1], block // grid[0] // grid[1]
-    return DeviceError(
+    return source.DeviceError(
         f"kernel {name}, block {index}: some threads wait at a barrier or warp primitive that the others of "
         "the block never reach (a barrier in a branch, or a mask that names absent lanes)"
     )
@@ -498,8 +479,8 @@ def pack_arguments(args: list) -> tuple[Any, ctypes.Array]:
             formats.append("Q8x")
             values.append(_address(argument))
         elif isinstance(argument, list):
-            formats.append(f"{MAX_POINTERS}Q")
-            values += [*map(_address, argument), *[0] * (MAX_POINTERS - len(argument))]
+            formats.append(f"{source.MAX_POINTERS}Q")
+            values += [*map(_address, argument), *[0] * (source.MAX_POINTERS - len(argument))]
         elif isinstance(argument, np.void):
             formats.append(f"{argument.nbytes}s{-argument.nbytes % 16}x")
             values.append(argument.tobytes())

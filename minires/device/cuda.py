@@ -12,23 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from .source import (
-    C_TYPE,
-    HOST_HEADERS,
-    MAX_POINTERS,
-    DeviceError,
-    KernelText,
-    Module,
-    Parameter,
-    Signature,
-    base_name,
-    expand_includes,
-    find_kernels,
-    forbid_while_recording,
-    named,
-    parameter_name,
-    split,
-)
+from . import source
 
 # Compiling
 
@@ -36,7 +20,7 @@ from .source import (
 def nvrtc_options(scalar: np.dtype) -> tuple[str, ...]:
     """The options that every kernel is compiled with."""
     known = "-DINFINITY=__int_as_float(0x7f800000)", "-DNAN=__int_as_float(0x7fffffff)"  # as math.h has it
-    return ("-std=c++17", f"-Dscalar_t={C_TYPE[scalar.name]}", *known, *(f"-I{path}" for path in _include_paths()))
+    return ("-std=c++17", f"-Dscalar_t={source.C_TYPE[scalar.name]}", *known, *(f"-I{path}" for path in _include_paths()))
 
 
 def _include_paths() -> list[Path]:
@@ -51,7 +35,7 @@ def _include_paths() -> list[Path]:
 
 def prepare(code: str) -> str:
     """`code` as NVRTC takes it, which knows no headers of C and of host programs."""
-    return expand_includes(code, _header)
+    return source.expand_includes(code, _header)
 
 
 _FIXED_WIDTH = "".join(
@@ -82,56 +66,44 @@ def _header(name: str) -> str | None:
         return _LIMITS
     if re.fullmatch(r"c?(?:std(?:io|lib|bool|def)|math|assert|string|time)(?:\.h)?|[a-z_]+", name):
         return _SHORT
-    return _SHORT if HOST_HEADERS.fullmatch(name) and "fp" not in name else None
+    return _SHORT if source.HOST_HEADERS.fullmatch(name) and "fp" not in name else None
 
 
 _C_TYPES = {
-    "float": np.float32,
-    "double": np.float64,
-    "bool": np.bool_,
-    "char": np.int8,
-    "signed char": np.int8,
-    "unsigned char": np.uint8,
-    "uchar": np.uint8,
-    "short": np.int16,
-    "unsigned short": np.uint16,
-    "ushort": np.uint16,
-    "int": np.int32,
-    "unsigned": np.uint32,
-    "unsigned int": np.uint32,
-    "uint": np.uint32,
-    "long long": np.int64,
-    "unsigned long long": np.uint64,
-    "size_t": np.uint64,
-    "clock_t": np.int64,
+    "float": np.float32, "double": np.float64, "bool": np.bool_, "char": np.int8, "signed char": np.int8,
+    "unsigned char": np.uint8, "uchar": np.uint8, "short": np.int16, "unsigned short": np.uint16, "ushort": np.uint16,
+    "int": np.int32, "unsigned": np.uint32, "unsigned int": np.uint32, "uint": np.uint32, "long long": np.int64,
+    "unsigned long long": np.uint64, "size_t": np.uint64, "clock_t": np.int64,
     **{f"{u}int{bits}_t": getattr(np, f"{u}int{bits}") for u in ("", "u") for bits in (8, 16, 32, 64)},
-}
+}  # fmt: skip
 _NOISE = re.compile(r"\b(?:const|__restrict__|restrict|volatile|__grid_constant__|struct|typename|signed(?= (?:int|short)))\b")
 
 
-def signature_of(text: KernelText | None, name: str, code: str, scalar: np.dtype) -> Signature:
+def signature_of(text: source.KernelText | None, name: str, code: str, scalar: np.dtype) -> source.Signature:
     """What can be read of a kernel's parameters in its source. A type that is not understood is not checked."""
     if text is None:
-        raise DeviceError(f"the parameters of kernel {name} cannot be read from its source: a macro defines it?")
-    arguments = split(name.partition("<")[2].rpartition(">")[0])
+        raise source.DeviceError(f"the parameters of kernel {name} cannot be read from its source: a macro defines it?")
+    arguments = source.split(name.partition("<")[2].rpartition(">")[0])
     names = [re.split(r"[\s=]+", re.sub(r"=.*", "", p).strip())[-1] for p in text.template or ()]
     types = {"scalar_t": scalar, **{k: np.dtype(v) for k, v in _C_TYPES.items()}}
     types |= {k: types[v] for k, v in zip(names, arguments, strict=False) if v in types}
-    return Signature(named(name, code), tuple(_parameter(p, n, types) for n, p in enumerate(text.parameters, start=1)))
+    return source.Signature(
+        source.named(name, code), tuple(_parameter(p, n, types) for n, p in enumerate(text.parameters, start=1))
+    )
 
 
-def _parameter(declaration: str, number: int, types: dict[str, np.dtype]) -> Parameter:
-    name = parameter_name(declaration, number)
+def _parameter(declaration: str, number: int, types: dict[str, np.dtype]) -> source.Parameter:
+    name = source.parameter_name(declaration, number)
     plain = _NOISE.sub(" ", re.sub(rf"\b{re.escape(name)}\b(?=\s*(?:\[[^\]]*\])?\s*$)", "", declaration))
     if listed := re.search(r"Pointers<([^>]*)>", plain):
-        return Parameter(name, "arrays", types[_NOISE.sub("", listed[1]).strip()])
+        return source.Parameter(name, "arrays", types[_NOISE.sub("", listed[1]).strip()])
     if "(" in plain:  # of an array: (*rows)[64], (&values)[64]
-        return Parameter(name, "array", None)
+        return source.Parameter(name, "array", None)
     stars = plain.count("*") + ("&" in plain) + ("[" in plain)
     dtype = types.get(" ".join(re.sub(r"[*&]|\[.*", " ", plain).split()))
     if stars:
-        return Parameter(name, "array", dtype if stars == 1 else np.dtype(np.uint64))
-    return Parameter(name, "scalar", dtype)
+        return source.Parameter(name, "array", dtype if stars == 1 else np.dtype(np.uint64))
+    return source.Parameter(name, "scalar", dtype)
 
 
 # The device
@@ -148,13 +120,13 @@ def _driver_is_there() -> bool:
 
 def _import_cupy():
     if not _driver_is_there():  # without a driver, do not spend a second on importing CuPy
-        raise DeviceError("the cuda device cannot be used: no NVIDIA driver (libcuda) was found; use the cpu device")
+        raise source.DeviceError("the cuda device cannot be used: no NVIDIA driver (libcuda) was found; use the cpu device")
     try:
         import cupy
     except ImportError as error:
-        raise DeviceError(f"the cuda device cannot be used: CuPy cannot be imported ({error})") from None
+        raise source.DeviceError(f"the cuda device cannot be used: CuPy cannot be imported ({error})") from None
     if int(cupy.__version__.split(".")[0]) < 14:  # CuPy 13 does not find NVRTC where pip has put it
-        raise DeviceError(
+        raise source.DeviceError(
             f"the cuda device cannot be used: CuPy {cupy.__version__} is too old, minires needs 14 or newer; "
             "pip install -U cupy-cuda12x"
         )
@@ -164,7 +136,7 @@ def _import_cupy():
         reason = "CUDA finds no GPU"
     except cupy.cuda.runtime.CUDARuntimeError as error:
         reason = str(error)
-    raise DeviceError(f"the cuda device cannot be used: {reason}; use the cpu device")
+    raise source.DeviceError(f"the cuda device cannot be used: {reason}; use the cpu device")
 
 
 class CudaDevice:
@@ -192,7 +164,7 @@ class CudaDevice:
     def to_device(self, array):
         """A copy of a host array, or of one on the device, in device memory."""
         if isinstance(array, np.ndarray):
-            forbid_while_recording(self)
+            source.forbid_while_recording(self)
         return self._cupy.array(array, order="C")
 
     constant = to_device
@@ -201,30 +173,30 @@ class CudaDevice:
         """An array of device memory with one value everywhere."""
         return self._cupy.full(shape, value, dtype)
 
-    def assign(self, target: Any, source: Any) -> None:
+    def assign(self, target: Any, values: Any) -> None:
         """Copy an array of the host or the device into a device array of the same shape and dtype."""
-        if isinstance(source, np.ndarray):
-            forbid_while_recording(self)
-            target.set(source)
+        if isinstance(values, np.ndarray):
+            source.forbid_while_recording(self)
+            target.set(values)
         else:
-            self._cupy.copyto(target, source)
+            self._cupy.copyto(target, values)
 
-    def assign_later(self, target: Any, source: np.ndarray) -> None:
+    def assign_later(self, target: Any, values: np.ndarray) -> None:
         """Copy a small array of the host when the launches before have run, without waiting for them.
 
         CUDA copies without waiting only from pinned memory, which must stay as it is until the copy is done.
         """
-        forbid_while_recording(self)
+        source.forbid_while_recording(self)
         self._in_flight = [pair for pair in self._in_flight if not pair[1].done]
-        pinned, event = self._cupy.cuda.alloc_pinned_memory(source.nbytes), self._cupy.cuda.Event()
-        np.frombuffer(pinned, source.dtype, source.size)[...] = source.reshape(-1)
-        target.data.copy_from_host_async(pinned.ptr, source.nbytes)
+        pinned, event = self._cupy.cuda.alloc_pinned_memory(values.nbytes), self._cupy.cuda.Event()
+        np.frombuffer(pinned, values.dtype, values.size)[...] = values.reshape(-1)
+        target.data.copy_from_host_async(pinned.ptr, values.nbytes)
         event.record()
         self._in_flight.append((pinned, event))
 
     def to_host(self, array: Any) -> np.ndarray:
         """A copy of a device array as a NumPy array."""
-        forbid_while_recording(self)
+        source.forbid_while_recording(self)
         copy = self._cupy.asnumpy(array)
         checks, self._checks = self._checks, {}
         for check in checks:
@@ -252,20 +224,20 @@ class CudaDevice:
         """A CUDA graph to be recorded: see minires.graph."""
         return Recording(self, self._cupy)
 
-    def compile(self, code: str, scalar: np.dtype) -> Module:
+    def compile(self, code: str, scalar: np.dtype) -> source.Module:
         """Compile CUDA C++, with `scalar` as scalar_t. Raises DeviceError with the compiler's message."""
-        texts, options = find_kernels(code), nvrtc_options(scalar)
+        texts, options = source.find_kernels(code), nvrtc_options(scalar)
 
         def compile_names(names: tuple[str, ...]) -> dict:
             module = self._cupy.RawModule(code=prepare(code), options=options, backend="nvrtc", name_expressions=list(names))
             try:
                 kernels = {name: module.get_function(name) for name in names}
             except self._cupy.cuda.compiler.CompileException as error:
-                raise DeviceError(f"NVRTC could not compile the kernels:\n{error}") from None
-            signatures = {name: signature_of(texts.get(base_name(name)), name, code, scalar) for name in names}
+                raise source.DeviceError(f"NVRTC could not compile the kernels:\n{error}") from None
+            signatures = {name: signature_of(texts.get(source.base_name(name)), name, code, scalar) for name in names}
             return {name: (signatures[name], _runner(kernels[name])) for name in names}
 
-        return Module(code, self._cupy.ndarray, compile_names)
+        return source.Module(code, self._cupy.ndarray, compile_names)
 
 
 def _runner(kernel: Any) -> Callable:
@@ -278,7 +250,7 @@ def _runner(kernel: Any) -> Callable:
 def _argument(value: Any) -> Any:
     """Structures travel as NumPy arrays of one element, whose bytes CuPy puts into the launch."""
     if isinstance(value, list):
-        addresses = np.zeros((), [("at", np.uint64, MAX_POINTERS)])
+        addresses = np.zeros((), [("at", np.uint64, source.MAX_POINTERS)])
         addresses["at"][: len(value)] = [array.data.ptr for array in value]
         return addresses
     if isinstance(value, np.void):
