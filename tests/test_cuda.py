@@ -32,7 +32,9 @@ for code, names in sources:
 """
 
 
-def compile_everywhere(sources: list[tuple[str, list[str]]], dtype: str = "float32") -> list[list[dict[str, Resources]]]:
+def compile_everywhere(
+    sources: list[tuple[str, list[str]]], dtype: str = "float32", architectures: list[int] = ARCHITECTURES
+) -> list[list[dict[str, Resources]]]:
     """What ptxas says of each source's kernels for each architecture, by the real CuPy in a process of its own."""
     if importlib.util.find_spec("cupy") is None:
         pytest.skip("NVRTC comes with CuPy: pip install cupy-cuda12x")
@@ -40,7 +42,7 @@ def compile_everywhere(sources: list[tuple[str, list[str]]], dtype: str = "float
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([*path, str(ROOT), str(ROOT / "examples")])}
     result = subprocess.run(
         [sys.executable, "-c", COMPILE],
-        input=json.dumps([sources, dtype, ARCHITECTURES]),
+        input=json.dumps([sources, dtype, architectures]),
         env=environment,
         capture_output=True,
         text=True,
@@ -79,12 +81,12 @@ def test_compiles(stem, dtype, current_device, monkeypatch):
     path = next(p for p in library_files().values() if p.stem == stem)
     names = {name for name in instances(dtype, monkeypatch) if library_files()[base_name(name)].stem == stem}
     assert {base_name(name) for name in names} == find_kernels(path.read_text()).keys()
-    (everywhere,) = compile_everywhere([(read_source(path), sorted(names))], dtype.name)
-    for architecture, found in zip(ARCHITECTURES, everywhere, strict=True):
+    # double serves gradient checks: it compiles, and may spill, since twice the registers are not there.
+    architectures = ARCHITECTURES if dtype == np.float32 else ARCHITECTURES[:1]
+    (everywhere,) = compile_everywhere([(read_source(path), sorted(names))], dtype.name, architectures)
+    for architecture, found in zip(architectures, everywhere, strict=True):
         assert found.keys() == names
-        for name, used in found.items():
-            if dtype == np.float64:
-                continue  # double serves gradient checks; twice the registers are not there
+        for name, used in found.items() if dtype == np.float32 else ():
             assert used.spill_bytes == 0, f"{name} spills registers to memory on sm_{architecture}"
             assert used.registers <= (255 if base_name(name) == "gemm_blocked" else 128), f"{name} on sm_{architecture}"
 
