@@ -26,27 +26,8 @@ from .tensor import Tensor, no_grad
 from .watch import SanitizerError, counters, sanitize
 
 __all__ = [
-    "DeviceError",
-    "GradcheckError",
-    "RawKernel",
-    "SanitizerError",
-    "Tensor",
-    "checkpoint",
-    "cifar",
-    "counters",
-    "describe_device",
-    "functional",
-    "get_device",
-    "gradcheck",
-    "graph",
-    "manual_seed",
-    "nn",
-    "no_grad",
-    "optim",
-    "profile",
-    "resnet",
-    "sanitize",
-    "set_device",
-    "tiles",
-]
+    "DeviceError", "GradcheckError", "RawKernel", "SanitizerError", "Tensor", "checkpoint", "cifar", "counters",
+    "describe_device", "functional", "get_device", "gradcheck", "graph", "manual_seed", "nn", "no_grad", "optim",
+    "profile", "resnet", "sanitize", "set_device", "tiles",
+]  # fmt: skip
 __version__ = "0.1.0"

@@ -19,18 +19,9 @@ import numpy as np
 from .source import KERNELS_DIR, MAX_POINTERS, DeviceError, Module, arrays_in, base_name, library_files, read_source
 
 __all__ = [
-    "KERNELS_DIR",
-    "MAX_POINTERS",
-    "DeviceError",
-    "RawKernel",
-    "current",
-    "describe_device",
-    "get_device",
-    "is_watched",
-    "launch",
-    "observe",
-    "set_device",
-]
+    "KERNELS_DIR", "MAX_POINTERS", "DeviceError", "RawKernel", "current", "describe_device", "get_device", "is_watched",
+    "launch", "observe", "set_device",
+]  # fmt: skip
 
 _current = None
 

@@ -272,16 +272,13 @@ void* __tsan_memset(void* p, int value, size_t bytes) {
     access(p, bytes, true, __builtin_return_address(0));
     return memset(p, value, bytes);
 }
-void* __tsan_memcpy(void* to, const void* from, size_t bytes) {
-    access(const_cast<void*>(from), bytes, false, __builtin_return_address(0));
-    access(to, bytes, true, __builtin_return_address(0));
-    return memmove(to, from, bytes);
-}
-void* __tsan_memmove(void* to, const void* from, size_t bytes) {
-    access(const_cast<void*>(from), bytes, false, __builtin_return_address(0));
-    access(to, bytes, true, __builtin_return_address(0));
-    return memmove(to, from, bytes);
-}
+#define MINIRES_COPY(name)                                                               \
+    void* __tsan_##name(void* to, const void* from, size_t bytes) {                     \
+        access(const_cast<void*>(from), bytes, false, __builtin_return_address(0));     \
+        access(to, bytes, true, __builtin_return_address(0));                           \
+        return memmove(to, from, bytes);                                                \
+    }
+MINIRES_COPY(memcpy) MINIRES_COPY(memmove)
 #if !defined(__APPLE__)  // clang before 16 calls C's own; the linker gives it these
 void* __wrap_memset(void*, int, size_t) __attribute__((alias("__tsan_memset")));
 void* __wrap_memcpy(void*, const void*, size_t) __attribute__((alias("__tsan_memcpy")));
