@@ -735,6 +735,13 @@ MEMORY = {
     "write": ("*reinterpret_cast<float*>(p[threadIdx.x]) = 1;", "an access to address 0x30, where nothing is"),
     "a null pointer": ("y[threadIdx.x] = none[threadIdx.x];", "an access to address 0x[0-9a-f]+, where nothing is"),
     "endless recursion": ("y[0] = deeper(y);", "the thread's stack overflowed: endless recursion, or large local arrays"),
+    "memory freed twice": ("void* m = malloc(n * 24); free(m); free(m);", "memory was freed twice, or was not from malloc"),
+    "much of it": ("void* m = malloc(n * 100000); free(m); free(m);", "memory was freed twice, or was not from malloc"),
+    "deleted twice": ("volatile float* m = new float[n]; m[0] = 1; delete[] m; delete[] m;", "memory was freed twice"),
+    "what is no allocation": ("free(y);", "memory was freed twice, or was not from malloc"),
+    "the end of the process": ("exit(n);", r"exit\(\) was called, which no GPU has"),
+    "by its name in std": ("std::_Exit(n);", r"exit\(\) was called, which no GPU has"),
+    "an abort": ("abort();", r"abort\(\) was called, which no GPU has"),
 }
 
 
@@ -755,6 +762,25 @@ def test_an_address_without_memory_ends_the_launch_alone(name, barrier, current_
         with pytest.raises(mr.DeviceError, match=rf"kernel k, block \(1, 0, 0\), thread \(0, 0, 0\): {words}"):
             kernel((2,), (32,), (y, p, None, 1))
         kernel((2,), (32,), (y, p, None, 2))
+
+
+def test_what_was_allocated_can_be_freed_by_a_later_launch(current_device):
+    code = """
+    __global__ void make(float** at) { at[threadIdx.x] = new float[3]; at[threadIdx.x][2] = threadIdx.x; }
+    __global__ void take(float** at, float* y) { y[threadIdx.x] = at[threadIdx.x][2]; delete[] at[threadIdx.x]; free(nullptr); }
+    """
+    at, y = mr.device.current().to_device(np.zeros(64, np.uint64)), mr.Tensor(np.zeros(64, np.float32))
+    mr.RawKernel(code, "make")((1,), (64,), (at,))
+    mr.RawKernel(code, "take")((1,), (64,), (at, y.data))
+    np.testing.assert_array_equal(y.numpy(), np.arange(64))
+
+
+@pytest.mark.parametrize("body", ["throw 1;", "try { x[0] = 1; } catch (...) {}"])
+def test_exceptions_are_refused_as_by_nvrtc(body, current_device):
+    code = f'extern "C" __global__ void k(float* x) {{\n{body}\n}}'
+    words = r"RawKernel:2: exceptions cannot be had on the cpu device" if current_device == "cpu" else "NVRTC could not compile"
+    with pytest.raises(mr.DeviceError, match=words):
+        mr.RawKernel(code, "k")
 
 
 SIGNALS = """

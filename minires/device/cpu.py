@@ -28,7 +28,7 @@ from .memory import Pool, is_device_memory
 
 _HERE = Path(__file__).parent
 _RUNTIME = _HERE / "runtime.cpp", _HERE / "scheduler.cpp"
-_FLAGS = ["-std=c++17", "-fPIC", "-pthread", "-fvisibility=hidden", "-march=native", "-w"]
+_FLAGS = ["-std=c++17", "-fPIC", "-pthread", "-fvisibility=hidden", "-march=native", "-w", "-fno-exceptions"]
 _FLAGS += ["-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"]  # what NVRTC assumes too; NaN stays NaN
 
 
@@ -278,6 +278,7 @@ _NOT_HERE = {  # what it is called: how it looks, and a word of the compiler's m
     "asynchronous copies and pipelines": (
         r"\b(?:cuda::(?:std|pipeline|barrier|ptx|memcpy_async|atomic)\w*|__pipeline_\w+|memcpy_async|pipeline)\b",
         "cuda|pipeline|memcpy_async"),
+    "exceptions": (r"\b(?:throw|try|catch)\b", "exception"),
     "random numbers of cuRAND": (r"\bcurand\w*", "curand"),
     "a launch from a kernel (<<<...>>>)": (r"<<<", "expected|primary-expression"),
     "synchronising the grid or clusters": (

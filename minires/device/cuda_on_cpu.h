@@ -72,6 +72,19 @@ static const int warpSize = 32;
 #include "threads.h"
 #include "primitives.h"
 
+namespace std { using ::minires_exit, ::minires_abort, ::minires_release; }
+#define exit minires_exit
+#define _Exit minires_exit
+#define quick_exit minires_exit
+#define abort minires_abort
+#define free minires_release
+inline void* operator new(size_t bytes) { return malloc(bytes); }
+inline void* operator new[](size_t bytes) { return malloc(bytes); }
+inline void operator delete(void* place) noexcept { free(place); }
+inline void operator delete[](void* place) noexcept { free(place); }
+inline void operator delete(void* place, size_t) noexcept { free(place); }
+inline void operator delete[](void* place, size_t) noexcept { free(place); }
+
 // Math
 
 #include "include/device_functions.h"

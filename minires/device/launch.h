@@ -29,4 +29,10 @@ int minires_vote(minires_state*, bool yes, int id, const char* file, int line); 
 const uint64_t* minires_exchange(minires_state*, unsigned mask, unsigned source, uint64_t value, const char* file, int line);
 unsigned minires_converge(minires_state*, const char* file, int line);  // the lanes that have come to the same place
 [[noreturn]] void minires_stop(minires_state*, const char* file, int line, const char* what);
+
+// What stands in the place of C's: a kernel ends its launch, and not the process.
+void minires_exit(int);
+void minires_abort();
+void* minires_allocate(size_t bytes);
+void minires_release(void* place);
 }

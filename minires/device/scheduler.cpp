@@ -10,6 +10,9 @@
 #include <sys/mman.h>
 #include <ucontext.h>
 
+#include <mutex>
+#include <unordered_set>
+
 #include "fibers.h"
 
 // What stands between a waiting thread and the next one is inlined: a small frame on each of many stacks stays in the cache.
@@ -255,8 +258,8 @@ static void run_as_fibers(Block& b) {
 // Signals: what a GPU survives, or ends a launch for, must not end the process. The thread's block ends where it was begun.
 
 static __thread Block* running;  // on this OS thread, now
-constexpr int signals[] = {SIGFPE, SIGILL, SIGSEGV, SIGBUS};
-static struct sigaction before[4];  // who was asked of each
+constexpr int signals[] = {SIGFPE, SIGILL, SIGSEGV, SIGBUS, SIGABRT};
+static struct sigaction before[5];  // who was asked of each
 
 struct Machine { uint64_t pc, stack; };
 static Machine machine_of(void* context) {
@@ -274,8 +277,8 @@ static Machine machine_of(void* context) {
 
 static void on_signal(int number, siginfo_t* info, void* context) {
     Block* const b = running;
-    if (!b) {  // not a kernel's: it comes again, to who was asked before
-        for (int i = 0; i < 4; ++i)
+    if (!b || (number == SIGABRT && !b->ends_process)) {  // not a kernel's: it comes again, to who was asked before
+        for (int i = 0; i < 5; ++i)
             if (signals[i] == number) sigaction(number, &before[i], nullptr);
         return;
     }
@@ -287,10 +290,11 @@ static void on_signal(int number, siginfo_t* info, void* context) {
     char what[200];
     snprintf(what, sizeof what,
              number == SIGFPE   ? "an integer was divided by zero, or the smallest one by -1; a GPU goes on, with some value"
+             : number == SIGABRT ? b->ends_process
              : number == SIGILL ? "what comes here is undefined: a function that ends without its value, or an endless loop"
              : overflowed       ? "the thread's stack overflowed: endless recursion, or large local arrays"
                                 : "an access to address 0x%llx, where nothing is", (unsigned long long)address);
-    const char* const kind = overflowed ? "sync" : is_memory ? "mem" : "value";
+    const char* const kind = overflowed ? "sync" : is_memory || number == SIGABRT ? "mem" : "value";
     const uint3 t = *b->now->thread_, g = *b->now->block_;
     if (b->watcher) b->watcher->signalled(kind, what, now.pc);
     else snprintf(b->message, sizeof b->message, "block (%u, %u, %u), thread (%u, %u, %u): %s", g.x, g.y, g.z, t.x, t.y, t.z, what);
@@ -301,7 +305,7 @@ static void listen() {
     static const bool is_address_sanitized = dlsym(RTLD_DEFAULT, "__asan_unpoison_memory_region");  // which tells more
     if (is_address_sanitized) return;
     sigaltstack(&owner().signal_stack, nullptr);
-    for (int i = 0; i < 4; ++i) {
+    for (int i = 0; i < 5; ++i) {
         struct sigaction action {}, old {};
         action.sa_sigaction = on_signal;
         action.sa_flags = SA_SIGINFO | SA_ONSTACK | SA_NODEFER;
@@ -328,6 +332,7 @@ bool run(Block& b, uint64_t i) {
     b.now->are_fibers_ = b.stopped = false;
     *b.message = 0;
     running = &b;
+    b.ends_process = nullptr;
     if (sigsetjmp(b.landing, 0)) b.stopped = true;
     else try {
         if (b.watcher) run_as_fibers(b);
@@ -383,6 +388,28 @@ INLINE void wait(Block& b, Wait what, unsigned mask, const char* file, int line)
 }
 
 extern "C" {
+
+static void end(const char* what) {  // on_signal ends the launch
+    if (running) running->ends_process = what;
+    abort();
+}
+void minires_exit(int) { end("exit() was called, which no GPU has"); }
+void minires_abort() { end("abort() was called, which no GPU has"); }
+
+static std::mutex heap_mutex;
+static std::unordered_set<void*> heap;  // what kernels have allocated
+void* minires_allocate(size_t bytes) {
+    void* const place = malloc(bytes);
+    const std::lock_guard<std::mutex> lock(heap_mutex);
+    return *heap.insert(place).first;
+}
+void minires_release(void* place) {
+    {
+        const std::lock_guard<std::mutex> lock(heap_mutex);
+        if (heap.erase(place)) return free(place);
+    }
+    if (place) end("memory was freed twice, or was not from malloc or new");
+}
 
 void minires_barrier(minires_state* state, int id, const char* file, int line) {
     Block& b = *static_cast<Block*>(state->scheduler_);

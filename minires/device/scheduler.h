@@ -60,6 +60,7 @@ struct Block {
     bool stopped;
     int votes[3];  // of __syncthreads_count; [generation % 3] is added to while the one before is still read
     char message[512];  // of a failed assertion, or a signal
+    const char* ends_process;  // what the running thread did that would end it
     sigjmp_buf landing; // where a signal ends the block
     Wait wait[most_threads];
     unsigned turns[most_threads];

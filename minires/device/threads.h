@@ -30,6 +30,7 @@ static inline unsigned converge(const char* file, int line) { return minires_con
 #else
 #define __shared__ static __thread
 #define MINIRES_UNWATCHED
+#define malloc minires_allocate
 #define MINIRES_THREAD_BEGINS()
 #define MINIRES_DYNAMIC_SHARED extern __thread
 #define MINIRES_DYNAMIC_MEMORY(bytes)                                       \

@@ -249,7 +249,7 @@ void* minires_shared(const void* key, void* place, size_t bytes, size_t element,
 }
 
 void* minires_malloc(size_t bytes) {
-    void* const place = malloc(bytes);
+    void* const place = minires_allocate(bytes);
     heap[static_cast<char*>(place)] = bytes;
     return place;
 }

@@ -174,7 +174,7 @@ class WatchedLaunch:
 
     def describe(self, report: Report) -> str:
         """A report in words."""
-        where = f", {_source_line(self._path, report.pc)}" if report.pc else ""
+        where = f", {line}" if report.pc and (line := _source_line(self._path, report.pc)) != "??:0" else ""
         thread = f"block {tuple(report.block)}, thread {tuple(report.thread)}"
         text = report.text.decode()
         if report.elements:

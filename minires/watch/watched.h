@@ -27,8 +27,6 @@ long long minires_clock();
 #define MINIRES_DYNAMIC_MEMORY(bytes) extern "C" char minires_dynamic_shared[];  // engine.cpp has it
 
 #define malloc minires_malloc
-inline void* operator new(size_t bytes) { return minires_malloc(bytes); }
-inline void* operator new[](size_t bytes) { return minires_malloc(bytes); }
 
 #define __threadfence() minires_fence()
 #define __threadfence_block() minires_fence()
