@@ -23,16 +23,19 @@ def graph(function: Callable) -> Callable:
     parameter or buffer whose array was replaced, by `net.to(...)` or `p.data = ...`, is a RuntimeError at the next
     call: make a new graph then.
     """
-    recorded: dict[tuple, Callable] = {}
+    recorded: dict[tuple, _Replay] = {}
+    pools: dict[str, Any] = {}  # of each device: recordings of other shapes run at other times
 
     def replay(*inputs: Any) -> Any:
         if device.is_watched():
             return function(*inputs)
         is_tensor = [isinstance(value, Tensor) for value in inputs]
         arrays = [value.data if tensor else value for value, tensor in zip(inputs, is_tensor, strict=True)]
-        key = (device.get_device(), *((a.shape, a.dtype) for a in arrays))
+        name = device.get_device()
+        key = (name, *((a.shape, a.dtype) for a in arrays))
         if key not in recorded:
-            recorded[key] = _Replay(function, is_tensor)
+            recorded[key] = _Replay(function, is_tensor, pools.get(name))
+            pools[name] = recorded[key].recording.pool
         return recorded[key](arrays)
 
     return replay
@@ -44,10 +47,10 @@ class _Replay:
     Two calls before it fill the recording's memory, so that it finds every size it asks for.
     """
 
-    def __init__(self, function: Callable, is_tensor: list[bool]) -> None:
+    def __init__(self, function: Callable, is_tensor: list[bool], pool: Any) -> None:
         self._function, self._is_tensor = function, is_tensor
         self._read: dict[int, tuple[Tensor, Any]] = {}
-        self._recording, self._calls = device.current().recording(), 0
+        self.recording, self._calls = device.current().recording(pool), 0
         self._inputs: list[Any] = []
         self._outputs: Any = None
 
@@ -63,15 +66,15 @@ class _Replay:
         for fixed, given in zip(self._inputs, arrays, strict=True):
             now.assign(fixed, given)
         if self._calls < 2:
-            with self._recording.memory():
+            with self.recording.memory():
                 outputs = self._run()
             self._calls += 1
             return outputs
         if self._calls == 2:
-            with self._recording.record():
+            with self.recording.record():
                 self._outputs = self._run()
             self._calls += 1
-        self._recording.replay()
+        self.recording.replay()
         return self._outputs
 
     def _run(self) -> Any:

@@ -313,15 +313,15 @@ def _thread_count() -> int:
 class Recording:
     """What a CUDA graph is to a GPU: launches put together once, with memory of their own, to be done again and again."""
 
-    def __init__(self, device: CpuDevice) -> None:
+    def __init__(self, device: CpuDevice, pool: Pool | None) -> None:
         self._device = device
-        self._pool = device.new_pool(most=math.inf)  # it goes with the recording
+        self.pool = pool or device.new_pool(most=math.inf)  # it goes with the last recording
         self._steps: list[Callable[[], None]] = []
 
     @contextlib.contextmanager
     def memory(self) -> Iterator[None]:
         """Within this context memory comes from the recording's own pool."""
-        before, self._device.pool = self._device.pool, self._pool
+        before, self._device.pool = self._device.pool, self.pool
         try:
             yield
         finally:
@@ -432,9 +432,9 @@ class CpuDevice:
         run()
         return time.perf_counter() - began
 
-    def recording(self) -> Recording:
-        """A graph to be recorded: see minires.graph."""
-        return Recording(self)
+    def recording(self, pool: Pool | None = None) -> Recording:
+        """A graph to be recorded, with another one's pool if they never run at once: see minires.graph."""
+        return Recording(self, pool)
 
     def _do(self, step: Callable[[], None]) -> None:
         if self.is_recording:

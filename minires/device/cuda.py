@@ -220,9 +220,9 @@ class CudaDevice:
         end.synchronize()
         return self._cupy.cuda.get_elapsed_time(begin, end) / 1e3
 
-    def recording(self) -> Recording:
-        """A CUDA graph to be recorded: see minires.graph."""
-        return Recording(self, self._cupy)
+    def recording(self, pool: Any = None) -> Recording:
+        """A CUDA graph to be recorded, with another one's pool if they never run at once: see minires.graph."""
+        return Recording(self, self._cupy, pool)
 
     def compile(self, code: str, scalar: np.dtype) -> source.Module:
         """Compile CUDA C++, with `scalar` as scalar_t. Raises DeviceError with the compiler's message."""
@@ -261,16 +261,16 @@ def _argument(value: Any) -> Any:
 class Recording:
     """Launches as a CUDA graph, with the memory that they use, from a pool that lives as long: the addresses stay valid."""
 
-    def __init__(self, device: CudaDevice, cupy: Any) -> None:
+    def __init__(self, device: CudaDevice, cupy: Any, pool: Any) -> None:
         self._device, self._cupy = device, cupy
-        self._pool, self._stream = cupy.cuda.MemoryPool(), cupy.cuda.Stream(non_blocking=True)
+        self.pool, self._stream = pool or cupy.cuda.MemoryPool(), cupy.cuda.Stream(non_blocking=True)
         self._graph: Any = None
 
     @contextlib.contextmanager
     def memory(self) -> Iterator[None]:
         """Within this context memory comes from the recording's own pool, and launches go to its stream."""
         self._cupy.cuda.get_current_stream().synchronize()
-        with self._cupy.cuda.using_allocator(self._pool.malloc), self._stream:
+        with self._cupy.cuda.using_allocator(self.pool.malloc), self._stream:
             yield
             self._stream.synchronize()
 

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+Block = tuple[int, int, np.ndarray]  # its size, the address in it where a line of the cache begins, and the memory
+
 
 class Pool:
     """Blocks of memory that nothing uses, by size. All blocks together are at most `most` times what was in use at once."""
@@ -15,33 +17,38 @@ class Pool:
     def __init__(self, most: float, exact: bool = False) -> None:
         self.used = self.unused = self._peak = 0  # bytes
         self._most, self._exact = most, exact
-        self._blocks: dict[int, list[tuple[np.ndarray, int]]] = defaultdict(list)
+        self._blocks: dict[int, list[Block]] = defaultdict(list)
 
     def empty(self, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
         """An uninitialised array, whose memory comes back when the last array over it is gone."""
         dtype = np.dtype(dtype)
         return np.ndarray(shape, dtype, np.asarray(_Memory(self, max(math.prod(shape) * dtype.itemsize, 1))))
 
-    def take(self, size: int) -> tuple[np.ndarray, int]:
-        """A block of that size, and an address in it where a line of the cache begins, so that no vector lies in two."""
+    def take(self, nbytes: int) -> Block:
+        """A block for so many bytes: an unused one, at most twice as large, or a new one."""
+        size = self._size_of(nbytes)
+        if not self._blocks[size]:
+            size = min((s for s, blocks in self._blocks.items() if blocks and size <= s <= 2 * size), default=size)
+        unused = self._blocks[size]
         self.used += size
         self._peak = max(self._peak, self.used)
-        if blocks := self._blocks[size]:
+        if unused:
             self.unused -= size
-            return blocks.pop()
+            return unused.pop()
         self._give_back()
         slack = 0 if self._exact else 63
         memory = np.empty(size + slack, np.uint8)
-        return memory, memory.ctypes.data + min(-memory.ctypes.data % 64, slack)
+        return size, memory.ctypes.data + min(-memory.ctypes.data % 64, slack), memory
 
-    def put(self, size: int, block: tuple[np.ndarray, int]) -> None:
+    def put(self, block: Block) -> None:
         """Nothing uses the block any more."""
+        size = block[0]
         self.used, self.unused = self.used - size, self.unused + size
         self._blocks[size].append(block)
         self._give_back()
 
-    def size_of(self, nbytes: int) -> int:
-        """The size of a block for so many bytes: of few different sizes, at most an eighth larger."""
+    def _size_of(self, nbytes: int) -> int:
+        """Rounded up by an eighth at most: of few different sizes."""
         step = 1 if self._exact else max(1 << max(nbytes.bit_length() - 4, 0), 64)
         return -(-nbytes // step) * step
 
@@ -57,13 +64,12 @@ class _Memory:
     """A block of a pool, as an array of bytes."""
 
     def __init__(self, pool: Pool, nbytes: int) -> None:
-        self._pool, self._size = pool, pool.size_of(nbytes)
-        self._block = pool.take(self._size)
+        self._pool, self._block = pool, pool.take(nbytes)
         place = self._block[1], False
         self.__array_interface__ = {"shape": (nbytes,), "typestr": "|u1", "data": place, "version": 3}
 
     def __del__(self) -> None:
-        self._pool.put(self._size, self._block)
+        self._pool.put(self._block)
 
 
 def is_device_memory(array: Any) -> bool:
