@@ -29,7 +29,7 @@ import minires as mr
 from minires.device.source import named
 from minires.table import Table
 from minires.watch import display
-from minires.watch.counters import Launch
+from minires.watch.accesses import Launch
 
 STAGES = {0: (3, 16, 32, 1), 1: (16, 16, 32, 1), 2: (16, 32, 32, 2), 3: (32, 64, 16, 2)}  # channels in, out; size; stride
 

@@ -6,13 +6,10 @@ import re
 from collections.abc import Iterator
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ..device import KERNELS_DIR
 from ..device.source import base_name, named
-
-if TYPE_CHECKING:
-    from .counters import Access, Launch
+from .accesses import Access, Launch
 
 STYLE = """<style>
 .mr-code { display: grid; grid-template-columns: max-content max-content minmax(max-content, 1fr); overflow-x: auto;
