@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import functools
+import hashlib
 import json
 import os
 import random
@@ -66,6 +67,7 @@ OPERATORS = [  # name, pattern, replacement
     ("indices", re.compile(r"\[([^\[\]]+)\]\[([^\[\]]+)\]"), lambda m: f"[{m.group(2)}][{m.group(1)}]"),
     ("term", re.compile(r" [+-] (?:\w+ \* )?[\w.]+(?:\[\w+\])?(?: \* \w+)?(?=[ ;,)\]])"), lambda m: ""),
 ]
+SUFFIXES = {".py", ".cu", ".cuh", ".cpp", ".h"}
 SKIPPED = re.compile(r'^\s*(#|//|template|extern "C"|using|static_assert|struct|const scalar_t\*|scalar_t\*)')
 
 
@@ -112,7 +114,7 @@ def run_tests(tree: Path, file: str, limits: tuple[float, float]) -> tuple[bool,
 def copy_of_the_project(cache: Path | None = None) -> Iterator[Path]:
     """A copy of what the tests need; what `cache` holds need not be compiled again in it."""
     ignore = shutil.ignore_patterns("__pycache__", "results")
-    with tempfile.TemporaryDirectory(prefix="mutant-") as name:
+    with tempfile.TemporaryDirectory(dir=RESULTS.parent, prefix="mutant-") as name:  # where what is kept can be linked to
         tree = Path(name)
         for folder in ("minires", "kernels", "tests", "examples"):
             shutil.copytree(ROOT / folder, tree / folder, ignore=ignore)
@@ -121,14 +123,23 @@ def copy_of_the_project(cache: Path | None = None) -> Iterator[Path]:
         yield tree
 
 
-def unmutated(file: str, caches: Path) -> tuple[Path, tuple[float, float]]:
-    """What the tests of `file` compile without a mutant, and their time limits for one with; they must pass."""
-    with copy_of_the_project() as tree:
-        passed, output, seconds = run_tests(tree, file, (3600, 3600))
-        if not passed:
-            raise SystemExit(f"error: the tests of {file} do not pass as it is:\n{output[-2000:]}")
-        shutil.copytree(tree / "cache", caches / file)
-        return caches / file, (3 * seconds[0] + 30, 3 * seconds[1] + 30)
+def digest() -> str:
+    """Of all that a test's result can depend on."""
+    files = sorted(p for folder in ("minires", "kernels", "tests") for p in (ROOT / folder).rglob("*") if p.suffix in SUFFIXES)
+    return hashlib.sha256(b"".join(p.read_bytes() for p in files)).hexdigest()[:16]
+
+
+def unmutated(file: str, folder: Path) -> tuple[Path, tuple[float, float]]:
+    """What the tests of `file` compile without a mutant, and their time limits for one with; they must pass. It is kept."""
+    limits = folder / file / "limits.json"
+    if not limits.exists():
+        with copy_of_the_project() as tree:
+            passed, output, seconds = run_tests(tree, file, (3600, 3600))
+            if not passed:
+                raise SystemExit(f"error: the tests of {file} do not pass as it is:\n{output[-2000:]}")
+            shutil.copytree(tree / "cache", folder / file / "cache", dirs_exist_ok=True)
+            limits.write_text(json.dumps([3 * s + 30 for s in seconds]))
+    return folder / file / "cache", tuple(json.loads(limits.read_text()))
 
 
 def judge(mutant: Mutant, cache: Path, limits: tuple[float, float]) -> dict:
@@ -187,11 +198,11 @@ def main() -> None:
     random.Random(0).shuffle(todo)  # a run that is stopped has judged a sample
     RESULTS.parent.mkdir(exist_ok=True)
     with contextlib.ExitStack() as stack:
-        caches = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="mutants-")))
+        kept = RESULTS.parent / f"unmutated-{digest()}"
         file = stack.enter_context(RESULTS.open("a"))
         pool = stack.enter_context(ThreadPoolExecutor(arguments.jobs))
         touched = sorted({m.file for m in todo})
-        known = dict(zip(touched, pool.map(functools.partial(unmutated, caches=caches), touched), strict=True))
+        known = dict(zip(touched, pool.map(functools.partial(unmutated, folder=kept), touched), strict=True))
         judged = pool.map(lambda mutant: judge(mutant, *known[mutant.file]), todo)
         for result in tqdm(judged, total=len(todo), unit="mutant"):
             results[result["key"]] = result
