@@ -21,7 +21,12 @@ def test_shapes_must_be_equal():
         mr.Tensor(np.ones((2, 3), np.float32)) + mr.Tensor(np.ones(3, np.float32))
 
 
-@pytest.mark.parametrize(("channels", "out", "stride"), [(1, 1, 1), (4, 8, 2), (3, 8, 2), (5, 5, 3), (2, 7, 1), (16, 48, 2)])
+WIDE = (257, 259, 1)  # more channels than a block's threads
+
+
+@pytest.mark.parametrize(
+    ("channels", "out", "stride"), [(1, 1, 1), (4, 8, 2), (3, 8, 2), (5, 5, 3), (2, 7, 1), (16, 48, 2), WIDE]
+)
 @pytest.mark.parametrize("tiling", tiles.TABLES)
 @pytest.mark.parametrize("image", [(1, 1), (8, 8), (7, 5), (9, 35)], ids=str)  # the last needs several blocks for a plane
 def test_shortcut(rng, dtype, channels, out, stride, image, tiling, monkeypatch):

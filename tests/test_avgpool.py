@@ -18,7 +18,7 @@ GEOMETRIES = [  # image, kernel, stride, padding
 
 
 @pytest.mark.parametrize("tiling", tiles.TABLES)
-@pytest.mark.parametrize("c", [3, 96])
+@pytest.mark.parametrize("c", [3, 96, 257])  # the last are more than a block's threads
 @pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
 def test_avg_pool2d(rng, dtype, geometry, c, tiling, monkeypatch):
     monkeypatch.setattr(device.current(), "tiling", tiling)
