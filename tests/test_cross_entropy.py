@@ -73,6 +73,17 @@ def test_count_correct(rng, dtype):
     assert mr.functional.count_correct(mr.Tensor(logits), labels) == (logits.argmax(1) == labels).sum()
 
 
+def test_running_totals(rng, dtype):
+    """In double: a hundred batches of different sizes, and what stands behind the two totals is left alone."""
+    now = device.current()
+    totals, expected = now.to_device(np.array([0.0, 0.0, -1.0])), np.zeros(2)
+    for images in range(1, 101):
+        loss, correct = rng.random(1).astype(dtype), rng.integers(0, images + 1, 1).astype(np.int32)
+        device.launch("add_to_totals", (1,), (1,), now.to_device(loss), now.to_device(correct), totals, images)
+        expected += float(loss[0]) * images, correct[0]
+    np.testing.assert_allclose(now.to_host(totals), [*expected, -1], rtol=1e-14)
+
+
 def test_two_sums_over_a_block_one_after_the_other(rng):
     """A warp that is fast must not write its second sum while a slow one reads the first: block_sum's barrier in front."""
     code = """#include "common.cuh"

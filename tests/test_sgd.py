@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 import minires as mr
+from minires import device, tiles
 
 OPTIONS = [
     {"lr": 0.1},
@@ -36,9 +37,11 @@ def test_parameters_without_a_gradient_are_left_alone():
     np.testing.assert_allclose(used.numpy(), 1 - 0.5 * 1.1, rtol=1e-6)
 
 
+@pytest.mark.parametrize("tiling", tiles.TABLES)
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
-def test_many_parameters_in_one_launch(rng, dtype, momentum):
+def test_many_parameters_in_one_launch(rng, dtype, momentum, tiling, monkeypatch):
     """Of different sizes: one larger than all threads of its blocks, one of a single element."""
+    monkeypatch.setattr(device.current(), "tiling", tiling)
     shapes = [(5, 3), (1,), (300, 300), (256,), (257,)]
     parameters = [mr.Tensor(rng.standard_normal(s).astype(dtype), requires_grad=True) for s in shapes]
     other = np.float64 if dtype == np.float32 else np.float32
