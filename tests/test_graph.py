@@ -75,7 +75,7 @@ def test_an_exception_in_a_recorded_function_leaves_the_device_usable():
     assert len(calls) == 4
 
 
-@pytest.mark.parametrize("what", ["numpy", "Tensor", "lr"])
+@pytest.mark.parametrize("what", ["numpy", "repr", "Tensor", "lr"])
 def test_the_host_in_a_recorded_function_is_one_sentence(what):
     w = mr.Tensor([1.0], requires_grad=True)
     optimizer = mr.optim.SGD([w], 0.1)
@@ -85,6 +85,8 @@ def test_the_host_in_a_recorded_function_is_one_sentence(what):
     def function(x):
         if what == "numpy":
             double(x).numpy()
+        elif what == "repr":
+            repr(x)
         elif what == "lr":
             optimizer.lr = 0.5
         return x + (mr.Tensor([1.0]) if what == "Tensor" else x)

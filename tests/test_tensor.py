@@ -128,3 +128,11 @@ def test_only_functions_of_tensors():
         F.relu(np.ones(3, np.float32))
     with pytest.raises(TypeError, match="b must be a minires.Tensor, got int"):
         mr.Tensor([1.0]) + 1
+
+
+def test_tensors_show_their_values():
+    x = mr.Tensor(np.array([[1.5, -2], [0.25, 3]], np.float32), requires_grad=True)
+    numbers = "[[ 1.5 , -2.  ],\n        [ 0.25,  3.  ]]"
+    assert repr(x) == f"Tensor({numbers}, shape=(2, 2), dtype=float32, requires_grad=True)"
+    long = repr(mr.Tensor(np.arange(100_000, dtype=np.float64)))
+    assert len(long) < 200 and "..., " in long and "shape=(100000,), dtype=float64" in long
