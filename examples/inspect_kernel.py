@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import string
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -228,9 +229,8 @@ class Inspection:
 
     def page(self) -> str:
         """A page of its own, which needs no network."""
-        template = (Path(__file__).parent / "inspect_kernel.html").read_text()
-        title = display.heading(self.launch)
-        return template.replace("TITLE", title).replace("BODY", self._repr_html_())
+        template = string.Template((Path(__file__).parent / "inspect_kernel.html").read_text())
+        return template.substitute(title=display.heading(self.launch), body=self._repr_html_())
 
 
 def inspect(kernel: str, run: Callable[[], None], blocks: int = 4, gpu: str = "H100") -> Inspection:

@@ -90,8 +90,11 @@ def test_recordings_of_other_shapes_share_their_memory():
 
 def test_an_address_sanitizer_sees_what_lies_behind(monkeypatch):
     monkeypatch.setenv("MINIRES_CXXFLAGS", "-fsanitize=address")
-    array = mr.device.current().new_pool(most=2).empty((1001,), np.uint8)
+    pool = mr.device.current().new_pool(most=2)
+    array = pool.empty((1001,), np.uint8)
     assert array.base.base._block[2].nbytes == 1001
+    del array  # a larger block that is unused does not serve
+    assert pool.empty((1000,), np.uint8).base.base._block[2].nbytes == 1000
 
 
 def test_data_are_there_once():

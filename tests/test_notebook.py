@@ -118,7 +118,9 @@ int f(int a);
 // of g
 template <int N>
 __global__ void g(int* a) {
-    if (a) { /* } */ a[0] = '1'; }  // }
+    if (a) { /* } */ a[0] = '}'; }  // }
+    /* over two {
+       lines { */
 }
 __device__ int h() { return 1; }
 struct S {
@@ -126,7 +128,7 @@ struct S {
 };
 
 int late;"""
-    assert list(display.functions(code.splitlines())) == [(4, 8), (9, 9), (10, 12)]
+    assert list(display.functions(code.splitlines())) == [(4, 10), (11, 11), (12, 14)]
 
 
 def test_findings_show_their_lines():
@@ -136,6 +138,7 @@ def test_findings_show_their_lines():
         mr.RawKernel(code, "k")((1,), (32,), (x.data,))
     shown = caught.value._repr_html_()
     assert "    2      x[threadIdx.x + 1] = x[0] &lt; 1;" in shown and "RawKernel:2" in shown
+    assert "<pre></pre>" in mr.SanitizerError("mem", "other.h:300: no such line", "one line")._repr_html_()
     assert "<" not in mr.SanitizerError("init", "a < b")._repr_html_().replace("<p>", "").replace("</p>", "").replace(
         "<pre></pre>", ""
     )

@@ -25,9 +25,9 @@ class Pool:
         return np.ndarray(shape, dtype, np.asarray(_Memory(self, max(math.prod(shape) * dtype.itemsize, 1))))
 
     def take(self, nbytes: int) -> Block:
-        """A block for so many bytes: an unused one, at most twice as large, or a new one."""
+        """A block for so many bytes: an unused one, at most twice as large unless exact, or a new one."""
         size = self._size_of(nbytes)
-        if not self._blocks[size]:
+        if not self._blocks[size] and not self._exact:
             size = min((s for s, blocks in self._blocks.items() if blocks and size <= s <= 2 * size), default=size)
         unused = self._blocks[size]
         self.used += size

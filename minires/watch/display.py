@@ -8,7 +8,7 @@ from html import escape
 from pathlib import Path
 
 from ..device import KERNELS_DIR
-from ..device.source import base_name, named
+from ..device.source import base_name, blank, named
 from .accesses import Access, Launch
 
 STYLE = """<style>
@@ -48,8 +48,9 @@ def lines_of(file: str, code: str) -> list[str]:
 def functions(lines: list[str]) -> Iterator[tuple[int, int]]:
     """The first and the last line of each function, or whatever else stands in braces, with the comment above it."""
     depth = first = 0
-    for number, line in enumerate(lines, start=1):
-        code = re.sub(r'//.*|/\*.*?\*/|"[^"]*"', "", line).strip()
+    for number, (line, code) in enumerate(
+        zip(lines, map(str.strip, blank("\n".join(lines)).split("\n")), strict=True), start=1
+    ):
         first = first or (number if line.strip() else 0)
         depth += code.count("{") - code.count("}")
         if depth == 0 and code.endswith(("}", "};")):

@@ -33,7 +33,7 @@ class SanitizerError(DeviceError):
 
     def _repr_html_(self) -> str:
         named = [(file, int(n)) for file, n in re.findall(r"([\w/.]+):(\d+)", str(self))]
-        lines = [f"{n:5}  {lines_of(file, self.code)[n - 1]}" for file, n in dict.fromkeys(named)]
+        lines = [f"{n:5}  {line}" for file, n in dict.fromkeys(named) for line in lines_of(file, self.code)[n - 1 : n]]
         return f"<p>{escape(str(self))}</p><pre>{escape(chr(10).join(lines))}</pre>"
 
 
