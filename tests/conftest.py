@@ -134,6 +134,23 @@ def pytest_generate_tests(metafunc):
     metafunc.parametrize("current_device", devices + ["sanitizer"] * sanitize, indirect=True)
 
 
+def pytest_collection_modifyitems(config, items):
+    """No GPU launches what the CPU's table of tiles gives: a long program, which NVRTC takes long to compile."""
+    of_tables = "tiling", "sizes", "variant"
+
+    def is_of_a_cpu(item):
+        chosen = getattr(item, "callspec", None) and item.callspec.params
+        return (
+            chosen
+            and any("cpu" in str(chosen.get(name)) for name in of_tables)
+            and chosen["current_device"] in ("late", "cuda")
+        )
+
+    foreign = [item for item in items if is_of_a_cpu(item)]
+    config.hook.pytest_deselected(items=foreign)
+    items[:] = [item for item in items if item not in set(foreign)]
+
+
 @pytest.fixture(autouse=True)
 def current_device(request, monkeypatch):
     """Makes the device current; what a kernel leaves unwritten is then NaN, or -1 in an array of integers."""

@@ -1,5 +1,4 @@
 import hashlib
-import os
 import pickle
 import tarfile
 
@@ -86,19 +85,6 @@ def test_a_changed_python_file_is_not_opened(python_version, tmp_path):
     file.unlink()
     with pytest.raises(cifar.DamagedError, match="lacks data_batch_4"):
         cifar.load(tmp_path)
-
-
-def test_a_pickle_can_call_nothing(python_version, tmp_path, monkeypatch):
-    class Evil:
-        def __reduce__(self):
-            return os.mkdir, (str(tmp_path / "made"),)
-
-    data = pickle.dumps(Evil())
-    (python_version / "test_batch").write_bytes(data)
-    monkeypatch.setitem(cifar.PYTHON_MD5, "test_batch", hashlib.md5(data).hexdigest())
-    with pytest.raises(cifar.DamagedError, match="wants posix.mkdir, which no data need"):
-        cifar.load(tmp_path)
-    assert not (tmp_path / "made").exists()
 
 
 def test_the_binary_archive_is_used_and_kept(tmp_path, small, monkeypatch):

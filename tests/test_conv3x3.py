@@ -157,9 +157,9 @@ def test_which_kernels_run():
     assert pointwise == {"col2im", "gemm_blocked", "transpose", "column_sums"}  # x is its own columns
 
 
-def test_the_tiles_of_the_other_device(case, dtype, rng, monkeypatch):
-    """What the table of a GPU makes of the kernels, and on a GPU that of a CPU."""
-    monkeypatch.setattr(device.current(), "tiling", "cuda" if device.current().tiling == "cpu" else "cpu")
+@pytest.mark.no_late
+def test_the_tiles_of_a_gpu(case, dtype, rng, monkeypatch):
+    monkeypatch.setattr(device.current(), "tiling", "cuda")
     forward_and_gradients(case, dtype, rng, "auto")
 
 

@@ -1,4 +1,4 @@
-"""The download against a real server on this machine that misbehaves, and hostile archives."""
+"""The download against a real server on this machine that misbehaves."""
 
 import contextlib
 import gzip
@@ -23,20 +23,20 @@ from minires import cifar, download
 NAMES = [f"{cifar.FOLDER}/{name}" for name in cifar.TRAIN_FILES + cifar.TEST_FILES]
 
 
-def member(name: str, data: bytes = b"", kind: bytes = tarfile.REGTYPE, link: str = "") -> tuple[tarfile.TarInfo, bytes]:
+def member(name: str, data: bytes = b"", kind: bytes = tarfile.REGTYPE) -> tuple[tarfile.TarInfo, bytes]:
     info = tarfile.TarInfo(name)
-    info.type, info.size, info.linkname = kind, len(data), link
+    info.type, info.size = kind, len(data)
     return info, data
 
 
-def archive(*extra: tuple, names=NAMES, size: int = 20 * cifar.RECORD_BYTES) -> bytes:
-    data = cifar.synthetic_records(20)[:size]
+def archive(*extra: tuple) -> bytes:
+    data = cifar.synthetic_records(20)
     file = io.BytesIO()
     with (
         gzip.GzipFile(fileobj=file, mode="w", mtime=0) as zipped,
         tarfile.open(fileobj=zipped, mode="w", format=tarfile.PAX_FORMAT) as tar,
     ):
-        for info, content in [*extra, *(member(name, data) for name in names)]:
+        for info, content in [*extra, *(member(name, data) for name in NAMES)]:
             tar.addfile(info, io.BytesIO(content))
     return file.getvalue()
 
@@ -187,46 +187,6 @@ def test_a_part_of_something_else_does_no_lasting_harm(offer, tmp_path, left):
         cifar.load(tmp_path)
     cifar.load(tmp_path)
     assert names_in(tmp_path) == COMPLETE
-
-
-ODD = {
-    "short file": (archive(size=3072), "has not 61460 bytes"),
-    "missing": (archive(names=NAMES[:-1]), "cannot be extracted: .*test_batch.bin"),
-    "a link to outside": (archive(member(NAMES[0], kind=tarfile.SYMTYPE, link="/etc/passwd"), names=NAMES[1:]), "cannot be"),
-    "a folder": (archive(member(NAMES[0], kind=tarfile.DIRTYPE), names=NAMES[1:]), "is not a file"),
-    "no archive": (b"hello" * 1000, "cannot be extracted"),
-    "cut": (BODY[: len(BODY) // 2], "cannot be extracted"),
-}
-
-
-@pytest.mark.parametrize("kind", ODD)
-def test_odd_archives_are_refused(offer, tmp_path, kind):
-    body, words = ODD[kind]
-    offer(body)
-    folder = tmp_path / "data"
-    with pytest.raises(cifar.DataError, match=words):
-        cifar.load(folder)
-    assert not (folder / cifar.FOLDER).exists()
-    offer(BODY)
-    cifar.load(folder)
-    assert names_in(folder) == COMPLETE
-
-
-HOSTILE = {
-    "absolute": member("/tmp/minires-was-here", b"x"),
-    "parent": member(f"{cifar.FOLDER}/../../evil", b"x"),
-    "device": member("null", kind=tarfile.CHRTYPE),
-    "bomb": member("bomb", bytes(20_000_000)),
-}
-
-
-@pytest.mark.parametrize("kind", HOSTILE)
-def test_what_is_hostile_in_an_archive_is_not_looked_at(offer, tmp_path, kind):
-    offer(archive(HOSTILE[kind]))
-    folder = tmp_path / "data"
-    cifar.load(folder)
-    assert names_in(folder) == COMPLETE
-    assert [p.name for p in tmp_path.iterdir()] == ["data"] and not Path("/tmp/minires-was-here").exists()
 
 
 def test_what_else_the_official_archive_holds_is_passed_over(offer, tmp_path):

@@ -26,11 +26,9 @@ def nvrtc_options(scalar: np.dtype) -> tuple[str, ...]:
 def _include_paths() -> list[Path]:
     """Where cooperative_groups.h and what it includes are: NVIDIA's wheel and CuPy bring CUDA's headers."""
     places = {"nvidia": "cuda_runtime/include", "cupy": "_core/include/cupy/_cccl/libcudacxx"}
-    specs = {name: importlib.util.find_spec(name) for name in places}
-    roots = [
-        (root, places[name]) for name, spec in specs.items() for root in (spec.submodule_search_locations or () if spec else ())
-    ]
-    return [path for path in (Path(root) / place for root, place in roots) if path.is_dir()]
+    specs = ((importlib.util.find_spec(name), place) for name, place in places.items())
+    paths = (Path(root) / place for spec, place in specs if spec for root in spec.submodule_search_locations or ())
+    return [path for path in paths if path.is_dir()]
 
 
 def prepare(code: str) -> str:
@@ -45,18 +43,13 @@ _FIXED_WIDTH = "".join(
 )
 _SHORT = "typedef unsigned int uint; typedef unsigned short ushort;"  # as the host's headers have it
 _LIMITS = "".join(  # cooperative_groups.h brings macros of these names
-    f"#ifndef {name}\nconstexpr {kind} {name} = {value};\n#endif\n"
-    for kind, name, value in (
-        ("float", "FLT_MAX", "3.402823466e+38f"),
-        ("float", "FLT_MIN", "1.175494351e-38f"),
-        ("float", "FLT_EPSILON", "1.192092896e-7f"),
-        ("double", "DBL_MAX", "1.7976931348623157e+308"),
-        ("double", "DBL_EPSILON", "2.2204460492503131e-16"),
-        ("int", "INT_MAX", "2147483647"),
-        ("int", "INT_MIN", "-2147483647 - 1"),
-        ("unsigned", "UINT_MAX", "0xffffffffu"),
-    )
-)
+    f"#ifndef {name}\nconstexpr auto {name} = {value};\n#endif\n"
+    for name, value in {
+        "FLT_MAX": "3.402823466e+38f", "FLT_MIN": "1.175494351e-38f", "FLT_EPSILON": "1.192092896e-7f",
+        "DBL_MAX": "1.7976931348623157e+308", "DBL_EPSILON": "2.2204460492503131e-16",
+        "INT_MAX": "2147483647", "INT_MIN": "-2147483647 - 1", "UINT_MAX": "0xffffffffu",
+    }.items()
+)  # fmt: skip
 
 
 def _header(name: str) -> str | None:

@@ -159,11 +159,8 @@ struct Checks : Observer {
 }  // namespace
 
 // 1 where something was found; *result then says what.
-extern "C" __attribute__((visibility("default"))) int minires_check(const minires_kernel* kernel, const unsigned* grid_and_block,
-                                                                    uint64_t shared_bytes, void** args,
-                                                                    const Region* regions, uint64_t count,
-                                                                    unsigned wanted, int order, uint64_t seed,
-                                                                    Report* result) {
+extern "C" int minires_check(const minires_kernel* kernel, const unsigned* grid_and_block, uint64_t shared_bytes, void** args,
+                             const Region* regions, uint64_t count, unsigned wanted, int order, uint64_t seed, Report* result) {
     checks = wanted;
     report = result;
     arrays.clear();

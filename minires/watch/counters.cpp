@@ -125,20 +125,16 @@ struct Counters : Observer {
 
 // Writes a row for each place and kind of access, at most `capacity`, and returns how many there are; -1 where the kernel
 // stopped, and *result then says why.
-extern "C" __attribute__((visibility("default"))) int64_t minires_count(const minires_kernel* kernel,
-                                                                        const unsigned* grid_and_block,
-                                                                        uint64_t shared_bytes, void** args,
-                                                                        const Region* regions, uint64_t count,
-                                                                        const unsigned* blocks, uint64_t block_count,
-                                                                        Row* rows, uint64_t capacity, Report* result) {
+extern "C" int minires_count(const minires_kernel* kernel, const unsigned* grid_and_block, uint64_t shared_bytes, void** args,
+                             const Region* regions, uint64_t count, const unsigned* blocks, uint64_t block_count, Row* rows,
+                             uint64_t capacity, Report* result) {
     checks = 0;
     report = result;
     Counters observer;
-    if (run(observer, kernel, grid_and_block, shared_bytes, args, {regions, regions + count}, {blocks, blocks + block_count},
-            FORWARD, 0))
-        return -1;
+    const std::vector<unsigned> chosen(blocks, blocks + block_count);
+    if (run(observer, kernel, grid_and_block, shared_bytes, args, {regions, regions + count}, chosen, FORWARD, 0)) return -1;
     uint64_t n = 0;
     for (auto& [key, site] : observer.sites)
         if (n++ < capacity) rows[n - 1] = site.row;
-    return int64_t(n);
+    return int(n);
 }

@@ -9,6 +9,7 @@ import json
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -55,9 +56,10 @@ class Counters:
         watched = compile_library(code, names, scalar, INSTRUMENTS)
 
         def launcher(name: str, signature: Signature, run: Callable) -> tuple[Signature, Callable]:
-            def launch(grid: tuple, block: tuple, args: list, shared: int) -> None:
-                copies = WatchedLaunch(watched, name, grid, block, args, shared)  # before it changes them
-                run(grid, block, args, shared)
+            def launch(*launch: Any) -> None:
+                grid, block, args, shared = launch
+                copies = WatchedLaunch(watched, name, launch)  # before it changes them
+                run(*launch)
                 accesses, blocks = now.watcher._count(watched, copies, math.prod(grid))
                 array_bytes = sum({a.ctypes.data: a.nbytes for a in copies.arrays}.values())
                 arguments = {
@@ -76,13 +78,12 @@ class Counters:
         """The accesses of some of the launch's blocks, and how many blocks these are."""
         wanted = total if self._blocks is None else min(self._blocks, total)
         chosen = np.unique(np.linspace(0, total - 1, wanted).astype(np.uint32))
-        rows, count = (_Row * 4096)(), library.runtime.minires_count
-        count.restype = ctypes.c_int64
-        blocks = chosen.ctypes.data_as(ctypes.c_void_p), ctypes.c_uint64(len(chosen))
-        n, report = launch.run(count, *blocks, rows, ctypes.c_uint64(len(rows)))
+        rows, blocks = (_Row * 4096)(), chosen.ctypes.data_as(ctypes.c_void_p)
+        sizes = ctypes.c_uint64(len(chosen)), ctypes.c_uint64(len(rows))
+        n, report = launch.run(library.runtime.minires_count, blocks, sizes[0], rows, sizes[1])
         if n < 0:
             raise DeviceError(launch.describe(report))
-        return self._accesses(library.path, rows[: min(n, len(rows))]), len(chosen)
+        return self._accesses(library.path, rows[:n]), len(chosen)
 
     def _accesses(self, path: Path, rows: list[_Row]) -> list[Access]:
         unknown = sorted({row.pc for row in rows if (path, row.pc) not in self._lines})

@@ -80,19 +80,14 @@ def rewrite_shared(unit: str) -> str:
     return f"{''.join(parts)}{unit[end:]}\nvoid minires::minires_globals() {{ {known}}}\n"
 
 
-_WATCHED = (
-    "-O1",
-    "-g1",
-    "-gdwarf-4",
-    "-fsanitize=thread,float-cast-overflow,shift-exponent,alignment",
-    "-fsanitize-recover=all",
-)
+_CHECKED = "-fsanitize=thread,float-cast-overflow,shift-exponent,alignment"
+# Of DWARF 5, addr2line of binutils 2.40 gets a unit's first file wrong.
+_WATCHED = "-O1", "-g1", "-gdwarf-4", _CHECKED, "-fsanitize-recover=all"
 INSTRUMENTS = Instruments(
     header=_HERE / "watched.h",
     runtime=tuple(_HERE / name for name in ("engine.cpp", "checks.cpp", "values.cpp", "counters.cpp")),
     rewrite=rewrite_shared,
-    # Of DWARF 5, addr2line of binutils 2.40 gets a unit's first file wrong. Loads of vectors are to stay whole.
-    gcc_flags=(*_WATCHED, "-fno-tree-sra"),
+    gcc_flags=(*_WATCHED, "-fno-tree-sra"),  # loads of vectors are to stay whole
     clang_flags=(*_WATCHED, "-fno-builtin", "-mllvm", "-tsan-instrument-read-before-write"),
 )
 
@@ -142,15 +137,9 @@ class WatchedLaunch:
     """
 
     def __init__(
-        self,
-        library: Library,
-        name: str,
-        grid: tuple,
-        block: tuple,
-        args: list,
-        shared: int,
-        known: Callable[[np.ndarray], Any] = lambda array: None,
+        self, library: Library, name: str, launch: tuple, known: Callable[[np.ndarray], Any] = lambda array: None
     ) -> None:
+        grid, block, args, shared = launch
         (signature, kernel), self._path = library.kernels[name], library.path
         named = _named_arrays(signature, args)
         self.kernel, self.names, self.arrays = signature.name, [n for n, _ in named], [a for _, a in named]
@@ -164,8 +153,8 @@ class WatchedLaunch:
             [next(copies) for _ in a] if isinstance(a, list) else next(copies) if isinstance(a, np.ndarray) else a for a in args
         ]
         self._values, pointers = pack_arguments(copied)
-        launch = ctypes.byref(kernel), (ctypes.c_uint * 6)(*grid, *block), ctypes.c_uint64(shared), pointers
-        self._arguments = *launch, regions, ctypes.c_uint64(len(named))
+        geometry, sizes = (ctypes.c_uint * 6)(*grid, *block), list(map(ctypes.c_uint64, (shared, len(named))))
+        self._arguments = ctypes.byref(kernel), geometry, sizes[0], pointers, regions, sizes[1]
 
     def run(self, function: Callable, *more: Any) -> tuple[int, Report]:
         """What minires_check or minires_count gives, and where it stopped."""

@@ -101,12 +101,12 @@ class Sanitizer:
             for name, (signature, _) in library.kernels.items()
         }
 
-    def launch(self, library: Library, code: str, name: str, grid: tuple, block: tuple, args: list, shared: int) -> None:
+    def launch(self, library: Library, code: str, name: str, *launch: Any) -> None:
         def known(array: np.ndarray) -> Any:
             written = self.tracker.find(array) if self.checks & CHECKS["init"] else None
             return None if written is None else written.reshape(-1, cell_of(array.dtype)).all(1)
 
-        watched = WatchedLaunch(library, name, grid, block, args, shared, known)
+        watched = WatchedLaunch(library, name, launch, known)
         before: list[Any] = [None if cells is None else cells.copy() for cells in watched.cells]
         originals, results = watched.memory.copy(), []
         for order in range(len(_ORDERS) if self.checks & CHECKS["race"] else 1):

@@ -7,9 +7,7 @@ struct thread_block {
     static void sync() { __syncthreads(); }
     static unsigned size() { return blockDim.x * blockDim.y * blockDim.z; }
     static unsigned num_threads() { return size(); }
-    static unsigned thread_rank() {
-        return threadIdx.x + blockDim.x * (threadIdx.y + blockDim.y * threadIdx.z);
-    }
+    static unsigned thread_rank() { return threadIdx.x + blockDim.x * (threadIdx.y + blockDim.y * threadIdx.z); }
     static dim3 group_index() { return dim3(blockIdx.x, blockIdx.y, blockIdx.z); }
     static dim3 thread_index() { return dim3(threadIdx.x, threadIdx.y, threadIdx.z); }
     static dim3 group_dim() { return dim3(blockDim.x, blockDim.y, blockDim.z); }
@@ -19,10 +17,8 @@ static inline thread_block this_thread_block() { return {}; }
 
 // All threads of the launch. They cannot be synchronised: a block runs to its end before another begins in its place.
 struct grid_group {
-    static unsigned long long block_rank() {
-        return blockIdx.x + gridDim.x * (blockIdx.y + (unsigned long long)gridDim.y * blockIdx.z);
-    }
-    static unsigned long long num_blocks() { return (unsigned long long)gridDim.x * gridDim.y * gridDim.z; }
+    static unsigned long long block_rank() { return blockIdx.x + gridDim.x * (blockIdx.y + 1ull * gridDim.y * blockIdx.z); }
+    static unsigned long long num_blocks() { return 1ull * gridDim.x * gridDim.y * gridDim.z; }
     static unsigned long long thread_rank() { return block_rank() * thread_block::size() + thread_block::thread_rank(); }
     static unsigned long long size() { return num_blocks() * thread_block::size(); }
     static unsigned long long num_threads() { return size(); }
@@ -46,9 +42,7 @@ struct thread_group {
     }
     unsigned size() const { return mask == 0 ? thread_block::size() : __popc(mask); }
     unsigned num_threads() const { return size(); }
-    unsigned thread_rank() const {
-        return mask == 0 ? thread_block::thread_rank() : __popc(mask & ((1u << minires::lane()) - 1));
-    }
+    unsigned thread_rank() const { return mask == 0 ? thread_block::thread_rank() : __popc(mask & ~(~0u << minires::lane())); }
 };
 
 // Collective functions of a group of lanes; a rank r is the r-th lane of the mask.
@@ -64,9 +58,7 @@ struct lane_group : thread_group {
         for (unsigned rest = mask; rest; rest &= rest - 1, ++rank) result |= (lanes >> (__ffs(rest) - 1) & 1) << rank;
         return result;
     }
-    template <class T> T shfl(T v, int rank, MINIRES_CALLER) const {
-        return minires::shuffle(mask, v, lane_of(rank), file, line);
-    }
+    template <class T> T shfl(T v, int r, MINIRES_CALLER) const { return minires::shuffle(mask, v, lane_of(r), file, line); }
     template <class T> T shfl_down(T v, unsigned delta, MINIRES_CALLER) const {
         const unsigned rank = thread_rank();
         return minires::shuffle(mask, v, rank + delta < size() ? lane_of(rank + delta) : minires::lane(), file, line);
@@ -81,12 +73,8 @@ struct lane_group : thread_group {
     }
     int any(int predicate, MINIRES_CALLER) const { return __any_sync(mask, predicate, file, line); }
     int all(int predicate, MINIRES_CALLER) const { return __all_sync(mask, predicate, file, line); }
-    unsigned ballot(int predicate, MINIRES_CALLER) const {
-        return ranks(__ballot_sync(mask, predicate, file, line));
-    }
-    template <class T> unsigned match_any(T v, MINIRES_CALLER) const {
-        return ranks(__match_any_sync(mask, v, file, line));
-    }
+    unsigned ballot(int predicate, MINIRES_CALLER) const { return ranks(__ballot_sync(mask, predicate, file, line)); }
+    template <class T> unsigned match_any(T v, MINIRES_CALLER) const { return ranks(__match_any_sync(mask, v, file, line)); }
 };
 
 template <unsigned Size, class Parent = void> struct thread_block_tile : lane_group {
@@ -105,12 +93,8 @@ static inline thread_group tiled_partition(const thread_group&, unsigned size) {
     return thread_group(whole << (minires::lane() & ~(size - 1)));
 }
 
-struct coalesced_group : lane_group {
-    using lane_group::lane_group;
-};
-static inline coalesced_group coalesced_threads(MINIRES_CALLER) {
-    return coalesced_group(minires::converge(file, line));
-}
+struct coalesced_group : lane_group { using lane_group::lane_group; };
+static inline coalesced_group coalesced_threads(MINIRES_CALLER) { return coalesced_group(minires::converge(file, line)); }
 
 // The lanes of a group with the same label, as a group.
 template <class Group, class T> static coalesced_group labeled_partition(const Group& group, T label, MINIRES_CALLER) {
@@ -123,24 +107,10 @@ static inline thread_block_tile<1> this_thread() { return {}; }
 
 template <class Group> static inline void sync(const Group& group) { group.sync(); }
 
-template <class T = void> struct plus {
-    template <class U> U operator()(U a, U b) const { return a + b; }
-};
-template <class T = void> struct less {  // as CUDA has it: the smaller one
-    template <class U> U operator()(U a, U b) const { return b < a ? b : a; }
-};
-template <class T = void> struct greater {
-    template <class U> U operator()(U a, U b) const { return a < b ? b : a; }
-};
-template <class T = void> struct bit_and {
-    template <class U> U operator()(U a, U b) const { return a & b; }
-};
-template <class T = void> struct bit_or {
-    template <class U> U operator()(U a, U b) const { return a | b; }
-};
-template <class T = void> struct bit_xor {
-    template <class U> U operator()(U a, U b) const { return a ^ b; }
-};
+#define MINIRES_FUNCTOR(name, expression) \
+    template <class T = void> struct name { template <class U> U operator()(U a, U b) const { return expression; } };
+MINIRES_FUNCTOR(plus, a + b) MINIRES_FUNCTOR(bit_and, a & b) MINIRES_FUNCTOR(bit_or, a | b) MINIRES_FUNCTOR(bit_xor, a ^ b)
+MINIRES_FUNCTOR(less, b < a ? b : a) MINIRES_FUNCTOR(greater, a < b ? b : a)  // as CUDA has them: the smaller, the larger one
 template <class Group, class T, class F> static T reduce(const Group& group, T value, F f, MINIRES_CALLER) {
     return minires::reduce(group.mask, value, file, line, f);
 }

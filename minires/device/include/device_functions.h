@@ -9,14 +9,12 @@
 
 #include <type_traits>
 
-template <class A, class B> static inline std::common_type_t<A, B> max(A a, B b) {
-    if constexpr (std::is_floating_point_v<std::common_type_t<A, B>>) return fmax(a, b);
-    else return a > b ? a : b;
-}
-template <class A, class B> static inline std::common_type_t<A, B> min(A a, B b) {
-    if constexpr (std::is_floating_point_v<std::common_type_t<A, B>>) return fmin(a, b);
-    else return a < b ? a : b;
-}
+#define MINIRES_EXTREME(name, op)                                                               \
+    template <class A, class B> static inline std::common_type_t<A, B> name(A a, B b) {         \
+        if constexpr (std::is_floating_point_v<std::common_type_t<A, B>>) return f##name(a, b); \
+        else return a op b ? a : b;                                                             \
+    }
+MINIRES_EXTREME(max, >) MINIRES_EXTREME(min, <)
 
 template <class To, class From> static inline To minires_bits(From x) {
     static_assert(sizeof(To) == sizeof(From));
@@ -171,23 +169,15 @@ template <class To, class From> static inline To minires_rounded(From from, int 
     MINIRES_CONVERSION(from, ull, unsigned long long)
 MINIRES_CONVERSIONS(float) MINIRES_CONVERSIONS(double) MINIRES_ROUNDED_FROM(double, double, float, float)
 // lrint and its like saturate too; the host's do not.
-#define MINIRES_TO_INTEGER(name, To, round)                                                                    \
-    static inline To minires_##name(double x) { return minires_convert<To>(round(x)); }                        \
-    static inline To minires_##name##f(float x) { return minires_convert<To>(round(x)); }
-MINIRES_TO_INTEGER(lrint, long, std::rint) MINIRES_TO_INTEGER(llrint, long long, std::rint)
-MINIRES_TO_INTEGER(lround, long, std::round) MINIRES_TO_INTEGER(llround, long long, std::round)
-namespace std {
-using ::minires_lrint, ::minires_lrintf, ::minires_llrint, ::minires_llrintf;
-using ::minires_lround, ::minires_lroundf, ::minires_llround, ::minires_llroundf;
-}
-#define lrint minires_lrint
-#define lrintf minires_lrintf
-#define llrint minires_llrint
-#define llrintf minires_llrintf
-#define lround minires_lround
-#define lroundf minires_lroundf
-#define llround minires_llround
-#define llroundf minires_llroundf
+namespace std { using ::minires_convert; }
+#define lrint(x) minires_convert<long>(std::rint(x))
+#define llrint(x) minires_convert<long long>(std::rint(x))
+#define lround(x) minires_convert<long>(std::round(x))
+#define llround(x) minires_convert<long long>(std::round(x))
+#define lrintf(x) lrint(float(x))
+#define llrintf(x) llrint(float(x))
+#define lroundf(x) lround(float(x))
+#define llroundf(x) llround(float(x))
 static inline int __double2hiint(double x) { return int(__double_as_longlong(x) >> 32); }
 static inline int __double2loint(double x) { return int(__double_as_longlong(x)); }
 static inline double __hiloint2double(int hi, int lo) { return __longlong_as_double((long long)hi << 32 | unsigned(lo)); }
@@ -203,34 +193,22 @@ static inline unsigned __brev(unsigned x) {
     for (int i = 0; i < 32; ++i) y |= (x >> i & 1) << (31 - i);
     return y;
 }
-static inline unsigned long long __brevll(unsigned long long x) {
-    return (unsigned long long)__brev(unsigned(x)) << 32 | __brev(unsigned(x >> 32));
-}
+static inline unsigned long long __brevll(unsigned long long x) { return uint64_t(__brev(x)) << 32 | __brev(x >> 32); }
 static inline unsigned __byte_perm(unsigned x, unsigned y, unsigned selector) {
     const unsigned long long bytes = (unsigned long long)y << 32 | x;
     unsigned result = 0;
     for (int i = 0; i < 4; ++i) result |= unsigned(bytes >> 8 * (selector >> 4 * i & 7) & 255) << 8 * i;
     return result;
 }
-static inline unsigned __funnelshift_l(unsigned lo, unsigned hi, unsigned n) {
-    return ((unsigned long long)hi << 32 | lo) << (n & 31) >> 32;
-}
-static inline unsigned __funnelshift_r(unsigned lo, unsigned hi, unsigned n) {
-    return ((unsigned long long)hi << 32 | lo) >> (n & 31);
-}
-static inline unsigned __funnelshift_lc(unsigned lo, unsigned hi, unsigned n) {
-    return n < 32 ? __funnelshift_l(lo, hi, n) : lo;
-}
-static inline unsigned __funnelshift_rc(unsigned lo, unsigned hi, unsigned n) {
-    return n < 32 ? __funnelshift_r(lo, hi, n) : hi;
-}
+static inline unsigned __funnelshift_l(unsigned lo, unsigned hi, unsigned n) { return (uint64_t(hi) << 32 | lo) << n % 32 >> 32; }
+static inline unsigned __funnelshift_r(unsigned lo, unsigned hi, unsigned n) { return (uint64_t(hi) << 32 | lo) >> n % 32; }
+static inline unsigned __funnelshift_lc(unsigned lo, unsigned hi, unsigned n) { return n < 32 ? __funnelshift_l(lo, hi, n) : lo; }
+static inline unsigned __funnelshift_rc(unsigned lo, unsigned hi, unsigned n) { return n < 32 ? __funnelshift_r(lo, hi, n) : hi; }
 static inline int __mul24(int x, int y) { return (x << 8 >> 8) * (y << 8 >> 8); }
 static inline unsigned __umul24(unsigned x, unsigned y) { return (x & 0xffffff) * (y & 0xffffff); }
 static inline int __mulhi(int x, int y) { return int((long long)x * y >> 32); }
 static inline unsigned __umulhi(unsigned x, unsigned y) { return unsigned((unsigned long long)x * y >> 32); }
-static inline unsigned long long __umul64hi(unsigned long long x, unsigned long long y) {
-    return (unsigned long long)((unsigned __int128)x * y >> 64);
-}
+static inline unsigned long long __umul64hi(unsigned long long x, unsigned long long y) { return (unsigned __int128)x * y >> 64; }
 static inline long long __mul64hi(long long x, long long y) { return (long long)((__int128)x * y >> 64); }
 static inline unsigned __sad(int x, int y, unsigned z) { return z + (x > y ? unsigned(x) - y : unsigned(y) - x); }
 static inline unsigned __usad(unsigned x, unsigned y, unsigned z) { return z + (x > y ? x - y : y - x); }
