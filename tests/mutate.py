@@ -37,7 +37,7 @@ EQUIVALENT = ROOT / "tests" / "equivalent_mutants.txt"
 QUICK = "float and sanitizer"  # these tests run first: they notice most mutants, and plain kernels take long to compile
 COUNTED = "test_inspect_kernel.py::test_a_training_step"  # sectors and wavefronts of the cuda device's tiles
 TESTS = {  # of the other files those of their name
-    "common.cuh": ["test_batchnorm.py", "test_cross_entropy.py"],
+    "common.cuh": ["test_batchnorm.py", "test_cross_entropy.py", "test_gemm.py"],
     "batchnorm.cu": ["test_batchnorm.py", COUNTED],
     "conv3x3.cu": ["test_conv3x3.py", "test_inference.py", COUNTED],
 }

@@ -5,6 +5,7 @@ import inspect
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 import mutate
 import numpy as np
 import pytest
+import train_cifar
 from test_debugging import DEBUGGING
 
 import minires as mr
@@ -22,12 +24,15 @@ DOCUMENTS = ["README.md", "kernels/README.md", "tests/README.md"]
 SMALL = "--train-size 64 --test-size 50 --depth 8"
 ONE_EPOCH = f"{SMALL} --epochs 1"
 
+LESSONS = sorted(path.stem for path in (ROOT / "examples").glob("lesson*.py"))
 BY_CI = ".ci/run"
+PARSED = "its options are parsed"  # as those of the runs of minutes and hours
 ELSEWHERE = {  # where a test runs a command, as it stands or in another size
     "python examples/gemm_ladder.py": "test_gemm_ladder.py::test_the_table_of_the_ladder",
     "python examples/conv_ladder.py": "test_conv_ladder.py::test_the_table_of_the_ladder",
     "python examples/inspect_kernel.py --step --batch 128": "test_inspect_kernel.py::test_a_training_step",
     **dict.fromkeys(DEBUGGING, "test_debugging.py"),
+    **{f"python examples/{name}.py": "test_notebook.py::test_the_notebook_is_what_its_sources_make" for name in LESSONS[2:]},
 }
 PLAN = {  # what runs a command, or what is added to it to make it short; all others run as they stand
     "python3 -m venv .venv && .venv/bin/pip install -e '.[plot]' && .venv/bin/python examples/train_cifar.py": BY_CI,
@@ -36,9 +41,9 @@ PLAN = {  # what runs a command, or what is added to it to make it short; all ot
     ".venv/bin/python examples/classify.py examples/results/cat.jpg": BY_CI,
     ". .venv/bin/activate": BY_CI,
     "python examples/train_cifar.py --epochs 1 --out runs/mine": SMALL,
-    "python examples/train_cifar.py --device cpu --epochs 60 --lr 0.2": ONE_EPOCH,
-    "python examples/train_cifar.py --device cpu --epochs 3": ONE_EPOCH,
-    "python examples/train_cifar.py --device cpu --epochs 5 --train-size 10000": ONE_EPOCH,
+    "python examples/train_cifar.py --device cpu --epochs 60 --lr 0.2": PARSED,
+    "python examples/train_cifar.py --device cpu --epochs 3": PARSED,
+    "python examples/train_cifar.py --device cpu --epochs 5 --train-size 10000": PARSED,
     "python examples/train_cifar.py --profile": ONE_EPOCH,
     "python examples/benchmark.py": "--batch-sizes 2 --repeats 1",
     "python tests/mutate.py": "--only relu --operator sign",
@@ -65,29 +70,6 @@ PRINTS = {  # in this order
         r"element 999 was computed by thread 231 of block 3",
         r"relu of 1000 elements: as NumPy's: True",
         r"kernel axpy, RawKernel:4, block \(3, 0, 0\), thread \(232, 0, 0\): a read outside the array: y\[1000\]",
-    ],
-    "python examples/lesson2_autograd_by_hand.py": [
-        r"gradient of 0.weight  \(64, 2\)  differs from the one by hand by \d.\de-0[678]",
-        r"gradient of 2.bias    \(3,\)     differs from the one by hand by \d.\de-0[678]",
-        r"step   0  loss 1.\d+  accuracy [23]\d.\d%",
-        r"step 500  loss 0.00\d  accuracy 100.0%",
-    ],
-    "python examples/lesson3_check_a_gradient.py": [
-        r"silu: the gradient is right, its largest relative error is \d.\de-(09|10|11)",
-        r"without the factor x: gradient of input 0\[\d, \d\]: analytic [\d.]+, numerical [\d.]+ ",
-        r"a BasicBlock: every gradient is right, the largest relative error is \d.\de-(08|09|10)",
-    ],
-    "python examples/lesson4_find_a_race.py": [
-        r"reverse: the result is right\nthe sanitizer finds nothing",
-        r"race: kernel reverse, RawKernel:[57]",
-        r"shares: the result is right\nthe sanitizer finds nothing",
-        r"sync: kernel shares.*RawKernel:\d+: a barrier that other threads of the block never reach",
-    ],
-    "python examples/lesson5_beside_pytorch.py": [r"   1 +2.\d+ +2.\d+ +\d.\de-1[3456]\n   2 .*\n   3 .*e-1[23456]"],
-    "python examples/lesson6_coalescing.py": [
-        r"naive +4.0 +32.0 +0.0 ",
-        r"tile<0> +4.0 +4.0 +15.5 ",
-        r"tile<1> +4.0 +4.0 +0.0 ",
     ],
     "python examples/inspect_kernel.py conv3x3 --layer 2 --batch 8": [r"kernels/conv3x3.cu", r"1.00 x wavefronts"],
 }
@@ -142,6 +124,9 @@ def test_the_commands_run_in_order(document, clone, current_device):
         how = PLAN.get(command, "")
         if how == BY_CI or command in ELSEWHERE:
             continue
+        if how == PARSED:
+            train_cifar.make_parser().parse_args(shlex.split(command)[2:])
+            continue
         if "pytorch" in command and not importlib.util.find_spec("torch"):
             continue
         data = {}
@@ -156,10 +141,8 @@ def test_the_commands_run_in_order(document, clone, current_device):
 
 
 def test_lessons_are_short():
-    lessons = list((ROOT / "examples").glob("lesson*.py"))
-    scripts = {f"python examples/{path.name}" for path in lessons if "lesson0" not in path.name}
-    assert len(scripts) == 6 and scripts < PRINTS.keys()
-    assert all(len(path.read_text().splitlines()) < 80 for path in lessons)
+    assert len(LESSONS) == 7
+    assert all(len((ROOT / "examples" / f"{name}.py").read_text().splitlines()) < 80 for name in LESSONS)
 
 
 def test_the_code_of_the_readme_runs():
