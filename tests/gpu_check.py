@@ -90,7 +90,7 @@ METRICS = {  # of Nsight Compute, and what we call them
 
 def counters(arguments: argparse.Namespace) -> list[dict]:
     """What ncu counts in a training step, beside what is counted without a GPU."""
-    batch, out, examples = "4" if arguments.rehearse else "128", Path(arguments.out), str(ROOT / "examples")
+    batch, out, examples = "1" if arguments.rehearse else "128", Path(arguments.out), str(ROOT / "examples")
     ours = [sys.executable, f"{examples}/inspect_kernel.py", "--step", "--batch", batch, "--json", str(out / "ours.json")]
     results = [run(ours, arguments.limit())]
     program = shutil.which("ncu") or "/usr/local/cuda/bin/ncu"
@@ -131,7 +131,7 @@ def benchmark(arguments: argparse.Namespace) -> list[dict]:
     steps = [sys.executable, str(examples / "benchmark.py"), "--device", "cuda", "--out", out]
     ladder = [sys.executable, str(examples / "gemm_ladder.py"), "--size", "64" if arguments.rehearse else "4096"]
     if arguments.rehearse:
-        steps += ["--batch-sizes", "2", "--repeats", "1"]
+        steps += ["--batch-sizes", "1", "--repeats", "1"]
     return [run(steps, arguments.limit()), run(ladder, arguments.limit())]
 
 

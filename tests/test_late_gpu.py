@@ -123,9 +123,9 @@ def test_training_has_the_same_bits_whatever_runs_when(seed, recorded):
 
 @pytest.mark.parametrize("recorded", [False, True], ids=["eager", "graph"])
 def test_steps_allocate_nothing_and_nothing_grows(recorded):
-    report = train("cuda", 3, recorded, steps=50)
-    assert report["allocated_after"][3:] == [report["allocated_after"][3]] * 47
-    assert report["dictionaries_after_50"] <= report["dictionaries_after_4"] + 1  # the report itself
+    report = train("cuda", 3, recorded, steps=16)
+    assert report["allocated_after"][3:] == [report["allocated_after"][3]] * 13
+    assert report["in_dictionaries"][1] <= report["in_dictionaries"][0]
     assert report["waits_in_a_step"] == 0
     assert report["in_flight"] < 40
 

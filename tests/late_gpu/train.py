@@ -34,7 +34,7 @@ step, evaluate = (mr.graph(f) if recorded else f for f in (training_step(net, op
 data = mr.cifar.synthetic(4, 4)
 # The middle of each image: what this is about is the order of launches, not their size.
 train, held_out = (mr.cifar.Split(np.ascontiguousarray(s.images[:, 12:20, 12:20]), s.labels) for s in (data.train, data.test))
-report = {"losses": [], "allocated_after": [], "waits_in_a_step": 0}
+report = {"losses": [], "allocated_after": [], "waits_in_a_step": 0, "in_dictionaries": []}
 loader = mr.cifar.Loader(train, 2, train=True)
 done = 0
 while done < steps:
@@ -49,9 +49,9 @@ while done < steps:
         done += 1
         if late:
             report["allocated_after"].append(_memory.allocated)
-        if done in (4, 50):
+        if done in (4, steps):
             gc.collect()
-            report[f"dictionaries_after_{done}"] = sum(len(o) for o in gc.get_objects() if type(o) is dict)
+            report["in_dictionaries"].append(sum(len(o) for o in gc.get_objects() if type(o) is dict))
         if done == steps:
             break
 net.eval()
