@@ -223,7 +223,7 @@ def test_the_shipped_network_on_real_images(cifar_dir):
     state, _ = mr.checkpoint.load(evaluate.WEIGHTS)
     test = mr.cifar.load(cifar_dir).test.first(1000)
     predicted = evaluate.logits_of(mr.resnet.from_state_dict(state), test).argmax(1)
-    assert (predicted == test.labels).mean() > 0.86
+    assert (predicted == test.labels).mean() > 0.9
 
 
 def test_the_shipped_network_knows_the_cat(tmp_path):

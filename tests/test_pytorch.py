@@ -4,6 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import evaluate
 import numpy as np
 import pytest
 
@@ -97,3 +98,16 @@ def test_other_names_are_refused_clearly():
     state = {name.replace("fc.", "linear."): value.numpy() for name, value in theirs.state_dict().items()}
     with pytest.raises(KeyError, match=r"missing \['fc.bias', 'fc.weight'\], unknown \['linear.bias', 'linear.weight'\]"):
         ours.load_state_dict(state)
+
+
+@pytest.mark.no_late
+def test_the_shipped_network_answers_alike(cifar_dir):
+    theirs, weights = TorchResNet().eval(), mr.checkpoint.load(evaluate.WEIGHTS)[0]
+    ours = mr.resnet.from_state_dict(weights)
+    theirs.load_state_dict({name: torch.from_numpy(array.copy()) for name, array in weights.items()}, strict=False)
+    test = mr.cifar.load(cifar_dir, download=False).test.first(1000)
+    images = ((test.images / 255 - np.array(mr.cifar.MEAN)) / np.array(mr.cifar.STD)).astype(np.float32)
+    with torch.no_grad():
+        answers = theirs(channels_first(images)).numpy().argmax(1)
+    assert (evaluate.logits_of(ours, test).argmax(1) == answers).mean() > 0.998
+    assert abs((answers == test.labels).mean() - 0.924) < 0.02
