@@ -27,7 +27,7 @@ NUMBERS: dict[str, tuple[Any, Any]] = {  # of the cuda device, of the cpu device
     "pair_sums": (16, 128),  # bytes of sums of a tap
     # Rows, columns and depth of a block's tile of a product; rows and columns of a thread.
     "gemm": (((64, 64, 16, 8, 8),), (*((64, n, 32, 8, 32) for n in (128, 96, 64, 32)), (64, 16, 32, 16, 16))),
-    "columns": (8, 64),  # that a block adds up: 8 floats are a sector
+    "columns": (8, 64),  # that a block adds up, or more if a thread would have fewer than 8 rows: 8 floats are a sector
     "column_run": (1, 64),  # neighbours of them that a thread has
     "sgd": ((1, 256), (4096, 1)),  # neighbours a thread takes at a time; threads of a block, each with 2 KB of pointers
     "blocks": (512, 32),  # wanted of what can be cut into any number; it is the same for any number of processors
@@ -117,11 +117,11 @@ def gemm(m: int, n: int, k: int, transposed: bool) -> Launch:
 
 def columns(m: int, c: int, kernel: str, *options: bool) -> Launch:
     """To add up the columns of an m x c matrix; besides, the columns of a block and the rows of a chunk, grid[1] of them."""
-    now = table()
-    strips = -(-c // now.columns)
+    now, run = table(), _run_of(c, table().column_run)
+    wide = min(max(now.columns, 1 << (8 * now.threads * run // m).bit_length() >> 1), 256)  # Strip::MOST of common.cuh
+    strips = -(-c // wide)
     rows = max(-(-m // max(now.blocks // strips, 1)), 16)
-    name, grid = _named(kernel, _run_of(c, now.column_run), *options), (strips, -(-m // rows))
-    return name, grid, (now.threads,), now.columns, rows
+    return _named(kernel, run, *options), (strips, -(-m // rows)), (now.threads,), wide, rows
 
 
 def sgd(parameters: int, largest: int) -> Launch:

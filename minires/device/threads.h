@@ -33,10 +33,8 @@ static inline unsigned converge(const char* file, int line) { return minires_con
 #define malloc minires_allocate
 #define MINIRES_THREAD_BEGINS()
 #define MINIRES_DYNAMIC_SHARED extern __thread
-#define MINIRES_DYNAMIC_MEMORY(bytes)                                       \
-    extern "C" {                                                            \
-    __attribute__((aligned(128), visibility("hidden"))) __thread char minires_dynamic_shared[bytes]; \
-    }
+#define MINIRES_DYNAMIC_MEMORY(bytes) \
+    extern "C" { __attribute__((aligned(128), visibility("hidden"))) __thread char minires_dynamic_shared[bytes]; }
 
 static inline void __threadfence() { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
 static inline void __threadfence_block() {}
