@@ -37,7 +37,7 @@ import minires as mr
 from minires.download import wants_bar
 
 PAPER_STEPS = 64_000  # K. He et al. 2015, section 4.2
-FAST_EPOCHS = {"cuda": 30, "cpu": 8}
+FAST_EPOCHS = {"cuda": 30, "cpu": 9}
 
 
 CHANGEABLE = ("data_dir", "device", "epochs", "lr", "checkpoint_minutes")  # when a run is resumed
