@@ -46,6 +46,7 @@ PLAN = {  # what runs a command, or what is added to it to make it short; all ot
     "python examples/train_cifar.py --device cpu --epochs 5 --train-size 10000": PARSED,
     "python examples/train_cifar.py --profile": ONE_EPOCH,
     "python examples/benchmark.py": "--batch-sizes 1 --repeats 1",
+    "python examples/inspect_kernel.py conv3x3 --layer 2": "--batch 2",
     "python tests/mutate.py": "--only relu --operator sign",
     "python examples/paper_beside_pytorch.py": "--steps 2",
     "pytest tests/test_properties.py --hypothesis-profile=long": "-n 0 -k avg_pool2d",
