@@ -111,7 +111,7 @@ def run(command: str, folder: Path, **more: str) -> subprocess.CompletedProcess:
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     # minires itself is this one: elsewhere its kernels would be compiled once more.
     environment = os.environ | {"PATH": path, "PYTHONPATH": str(ROOT), "MINIRES_DEVICE": mr.get_device()}
-    environment |= {"MINIRES_DATA": "data"} | more
+    environment |= {"MINIRES_DATA": "data", "TORCHDYNAMO_DISABLE": "1"} | more  # PyTorch's compiler takes a minute
     bash = ["bash", "-c", command]
     return subprocess.run(bash, cwd=folder, env=environment, capture_output=True, text=True, check=False)
 
