@@ -7,7 +7,11 @@ import minires as mr
 from minires import device, tiles
 
 SHAPES = [(2, 1, 1, 3), (1, 3, 3, 5), (4, 8, 8, 16), (3, 7, 5, 2), (2, 2, 2, 300)]
-SHAPES += [(9, 13, 11, 1), (5, 9, 11, 12), (3, 5, 9, 64)]  # of several chunks of more than 16 rows, the last of fewer
+SHAPES += [
+    (9, 13, 11, 1),
+    (5, 9, 11, 12),
+    (3, 5, 9, 64),
+]  # of several chunks, the last of fewer rows; of more than a block takes
 
 
 def make(rng, shape, dtype, offset=0.0):
@@ -24,7 +28,7 @@ def sizes(request, monkeypatch):
     tiling, threads = request.param
     monkeypatch.setattr(device.current(), "tiling", tiling)
     monkeypatch.setattr(tiles.TABLES[tiling], "threads", threads)
-    monkeypatch.setattr(tiles.TABLES[tiling], "blocks", 16)
+    monkeypatch.setattr(tiles.TABLES[tiling], "blocks", 64)
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)

@@ -56,21 +56,21 @@ def instances(dtype: np.dtype, monkeypatch: pytest.MonkeyPatch) -> set[str]:
     """The kernels that the cuda device's table names for ResNet-20, and for layers that it does not have; none is run."""
     monkeypatch.setattr(device.current(), "tiling", "cuda")
     names: set[str] = set()
-    with device.observe(lambda name, run, arrays: names.add(name)):
-        for shortcut in "AB":
-            net = mr.resnet.resnet20(shortcut=shortcut).to(dtype)
-            x, labels = mr.Tensor(np.zeros((2, 32, 32, 3), dtype)), np.zeros(2, np.int32)
-            mr.functional.cross_entropy(net(x), labels).backward()
-            mr.optim.SGD(net.parameters(), 0.1).step()
-            mr.functional.count_correct(net(x), labels)
-            with mr.no_grad():
-                net.eval()(x)
-        x = mr.Tensor(np.zeros((2, 7, 9, 20), dtype), requires_grad=True)
-        filters, norm = mr.nn.Conv2d(20, 96, 3, bias=True).to(dtype), mr.nn.BatchNorm2d(96).to(dtype)
-        mr.functional.relu(norm(filters(x))).backward(np.zeros((2, 5, 7, 96), dtype))
-        totals = device.current().to_device(np.zeros(2))
-        device.launch("add_to_totals", (1,), (1,), x.data, labels, totals, 1)
-        next(iter(mr.cifar.Loader(mr.cifar.synthetic(4, 1).train, 4, train=True, dtype=dtype)))
+    monkeypatch.setattr(device, "_kernel", lambda now, name, *more: names.add(name) or (lambda *launch: None))
+    for shortcut in "AB":
+        net = mr.resnet.resnet20(shortcut=shortcut).to(dtype)
+        x, labels = mr.Tensor(np.zeros((2, 32, 32, 3), dtype)), np.zeros(2, np.int32)
+        mr.functional.cross_entropy(net(x), labels).backward()
+        mr.optim.SGD(net.parameters(), 0.1).step()
+        mr.functional.count_correct(net(x), labels)
+        with mr.no_grad():
+            net.eval()(x)
+    x = mr.Tensor(np.zeros((2, 7, 9, 20), dtype), requires_grad=True)
+    filters, norm = mr.nn.Conv2d(20, 96, 3, bias=True).to(dtype), mr.nn.BatchNorm2d(96).to(dtype)
+    mr.functional.relu(norm(filters(x))).backward(np.zeros((2, 5, 7, 96), dtype))
+    totals = device.current().to_device(np.zeros(2))
+    device.launch("add_to_totals", (1,), (1,), x.data, labels, totals, 1)
+    next(iter(mr.cifar.Loader(mr.cifar.synthetic(4, 1).train, 4, train=True, dtype=dtype)))
     return names
 
 
