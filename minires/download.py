@@ -29,10 +29,7 @@ def download(url: str, path: Path, size: int, sha256: str) -> None:
 
     failures, best = 0, _length(path)
     with tqdm(total=size, initial=best, unit="B", unit_scale=True, desc=path.name, leave=False, disable=not wants_bar()) as bar:
-        while _length(path) < size:
-            reason = _attempt(url, path, size, bar)
-            if reason is None:
-                break
+        while _length(path) < size and (reason := _attempt(url, path, size, bar)):
             failures = 0 if _length(path) > best else failures + 1
             best = max(best, _length(path))
             if failures >= ATTEMPTS:
@@ -40,9 +37,8 @@ def download(url: str, path: Path, size: int, sha256: str) -> None:
             wait = BACKOFF * 2 ** max(failures - 1, 0)
             bar.write(f"{url}: {reason}; trying again in {wait:.0f} s", file=sys.stderr)
             time.sleep(wait)
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    length = _length(path)
-    if length != size or digest != sha256:
+    if (digest := hashlib.sha256(path.read_bytes()).hexdigest()) != sha256:
+        length = _length(path)
         path.unlink()
         raise DownloadError(f"what {url} sent, {length} bytes, has the SHA-256 {digest} instead of {sha256}: it was deleted")
 
@@ -97,13 +93,11 @@ def _attempt(url: str, path: Path, size: int, bar: Any) -> str | None:
 
 def _extent(response: Any) -> tuple[int, int | None]:
     """The first byte that the answer holds, and the size of the whole file where it says so."""
-    if response.status_code == 206:
-        match = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", ""))
-        if match:
-            return int(match[1]), None if match[2] == "*" else int(match[2])
-        return 1 << 62, None
-    length = response.headers.get("Content-Length", "")
-    return 0, int(length) if length.isdigit() else None
+    if response.status_code == 200:
+        length = response.headers.get("Content-Length", "")
+        return 0, int(length) if length.isdigit() else None
+    match = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", ""))
+    return (int(match[1]), None if match[2] == "*" else int(match[2])) if match else (1 << 62, None)
 
 
 def _reason(error: Exception) -> str:
