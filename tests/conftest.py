@@ -135,20 +135,18 @@ def pytest_generate_tests(metafunc):
 
 
 def pytest_collection_modifyitems(config, items):
-    """No GPU launches what the CPU's table of tiles gives: a long program, which NVRTC takes long to compile."""
-    of_tables = "tiling", "sizes", "variant"
+    """Leave out what no GPU launches there, the CPU's table of tiles, which NVRTC takes long to compile, and double under the
+    sanitizer: PTX, executed, looks at the addresses of double's instances, which differ from float's in numbers alone."""
 
-    def is_of_a_cpu(item):
-        chosen = getattr(item, "callspec", None) and item.callspec.params
-        return (
-            chosen
-            and any("cpu" in str(chosen.get(name)) for name in of_tables)
-            and chosen["current_device"] in ("late", "cuda")
-        )
+    def is_superfluous(item):
+        chosen = item.callspec.params if hasattr(item, "callspec") else {}
+        is_of_a_cpu = any("cpu" in str(chosen.get(name)) for name in ("tiling", "sizes", "variant"))
+        where, is_double = chosen.get("current_device"), chosen.get("dtype") is np.float64
+        return (is_of_a_cpu and where in ("late", "cuda")) or (is_double and where == "sanitizer")
 
-    foreign = [item for item in items if is_of_a_cpu(item)]
-    config.hook.pytest_deselected(items=foreign)
-    items[:] = [item for item in items if item not in set(foreign)]
+    superfluous = {item for item in items if is_superfluous(item)}
+    config.hook.pytest_deselected(items=list(superfluous))
+    items[:] = [item for item in items if item not in superfluous]
 
 
 @pytest.fixture(autouse=True)
