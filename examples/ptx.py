@@ -70,12 +70,7 @@ MODIFIERS |= {
         " wt to uni sync aligned warp ftz sat approx full lo hi wide l r wrap clamp cc red popc shiftamt",
     )
 }
-HOST = {
-    "vprintf": "ptx::print",
-    "__assertfail": "ptx::assertion",
-    "malloc": "ptx::allocate",
-    "free": "ptx::release",
-}  # what the host does
+HOST = {"vprintf": "print", "__assertfail": "assertion", "malloc": "allocate", "free": "release"}  # what the host does
 IGNORED = ("membar", "fence", "prefetch", "prefetchu", "nanosleep", ".pragma", ".loc", ".file", ".callprototype")
 
 
@@ -147,9 +142,7 @@ class Translator:
     """Reads PTX once from top to bottom. `program` is what came of it; raises PtxError."""
 
     def __init__(self, ptx: str, counted: bool = False) -> None:
-        # To optimise what is long, a CPU's tiles as a GPU would run them, takes longer than the tests that execute it.
-        header = HEADER.replace('"O1"', '"O0"') if len(ptx) > 60_000 and not counted else HEADER
-        self.counted, self.out, self.body, self.labels = counted, [header], [], {}
+        self.counted, self.out, self.body, self.labels = counted, [HEADER], [], {}
         self.registers: dict[str, str] = {}  # and the type of each
         self.shared, self.shared_end, self.dynamic = {}, 0, set()  # where variables begin
         self.program, self.function, self.line, depth, seen = Program("", {}, {}), None, 1, 0, 0
@@ -455,7 +448,7 @@ class Translator:
         given = [f"(unsigned char*){identifier(p)}" for o in operands if o[0] == "(" for p in split(o.strip("()"))]
         if name in self.registers:  # a virtual function; what follows names its prototype, which the parameters show
             return f"(*(void (*)({', '.join(['unsigned char*'] * len(given))})){identifier(name)})({', '.join(given)});"
-        return f"{HOST.get(name, identifier(name))}({', '.join(given)});"
+        return f"{f'ptx::{HOST[name]}' if name in HOST else identifier(name)}({', '.join(given)});"
 
     def do_bar(self, *operands: str) -> str:
         if "red" in self.mods:
