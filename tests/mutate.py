@@ -3,8 +3,8 @@
     python tests/mutate.py                    every mutant of every kernel; goes on where it was stopped
     python tests/mutate.py --only gemm relu   those of some files
 
-Makes one small change at a time to a file of `kernels/` and runs the tests of that file (test_<file>.py; a kernel that
-uses common.cuh answers for it) in a copy of the project. A mutant is killed when a test fails or hangs. Results go to
+Makes one small change at a time to a file of `kernels/` and runs the tests of that file (test_<file>.py; all kernels
+answer for common.cuh) in a copy of the project. A mutant is killed when a test fails or hangs. Results go to
 build/mutants.jsonl. tests/equivalent_mutants.txt lists those that change nothing a test could see, with the reason.
 """
 
@@ -37,7 +37,7 @@ EQUIVALENT = ROOT / "tests" / "equivalent_mutants.txt"
 QUICK = "float and sanitizer"  # these tests run first: they notice most mutants, and plain kernels take long to compile
 COUNTED = "test_inspect_kernel.py::test_a_training_step"  # sectors and wavefronts of the cuda device's tiles
 TESTS = {  # of the other files those of their name
-    "common.cuh": ["test_batchnorm.py", "test_cross_entropy.py", "test_gemm.py"],
+    "common.cuh": [f"test_{path.stem}.py" for path in sorted((ROOT / "kernels").glob("*.cu"))],
     "batchnorm.cu": ["test_batchnorm.py", COUNTED],
     "conv3x3.cu": ["test_conv3x3.py", "test_inference.py", COUNTED],
 }

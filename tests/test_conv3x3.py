@@ -157,6 +157,17 @@ def test_which_kernels_run():
     assert pointwise == {"col2im", "gemm_blocked", "transpose", "column_sums"}  # x is its own columns
 
 
+def test_banks_of_shared_memory(current_device):
+    """Of the gradient with stride 2, whose share of a step is too small for test_inspect_kernel.py."""
+    if current_device != "cpu" or device.is_watched():
+        pytest.skip("counters are of the cpu device")
+    x, w = mr.Tensor(np.zeros((4, 32, 32, 16), np.float32), requires_grad=True), mr.Tensor(np.zeros((3, 3, 16, 32), np.float32))
+    with mr.counters() as counted:
+        mr.functional.conv2d(x, w, None, 2, 1).backward(np.zeros((4, 16, 16, 32), np.float32))
+    shared = [launch.total("shared") for launch in counted.launches if "strided_gradient" in launch.kernel]
+    assert [s.wavefronts <= 1.05 * s.wavefronts_least for s in shared] == [True]
+
+
 @pytest.mark.no_late
 def test_the_tiles_of_a_gpu(case, dtype, rng, monkeypatch):
     monkeypatch.setattr(device.current(), "tiling", "cuda")

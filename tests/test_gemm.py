@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from reference import assert_close
 
+import minires as mr
 from minires import device, tiles
 from minires.functional import _gemm, _transposed
 
@@ -50,3 +51,14 @@ def test_transpose(rng, dtype, shape):
     x = rng.standard_normal(shape).astype(dtype)
     turned = _transposed(device.current().to_device(x), *shape)
     np.testing.assert_array_equal(device.current().to_host(turned), x.T)
+
+
+def test_banks_of_shared_memory(current_device):
+    """The padding of a slice's rows: without it the lanes that read a column would all want one bank."""
+    if current_device != "cpu" or device.is_watched():
+        pytest.skip("counters are of the cpu device")
+    a, b, c = (device.current().empty((128, 128), np.dtype(np.float32)) for _ in range(3))
+    with mr.counters() as counted:
+        _gemm(a, b, c, 128, 128, 128)
+    shared = counted.launches[0].total("shared")
+    assert shared.wavefronts <= 1.45 * shared.wavefronts_least
