@@ -925,3 +925,15 @@ def test_run_kernel(tmp_path, current_device):
     assert missing.returncode == 1 and "no kernel 'scales'" in missing.stderr and "it has: scale" in missing.stderr
     bad = run_kernel(tmp_path, code, "scale<float>", "--grid", "x", "--block", "128")
     assert bad.returncode == 2 and "Traceback" not in bad.stderr
+
+
+def test_functions_of_ones_own_named_as_those_of_c():
+    """What stands for C's function of the name here must not stand in their way."""
+    code = """
+    __device__ int lround(int a, int b) { return a + b; }
+    __device__ int abort(int a) { return a + 1; }
+    extern "C" __global__ void sum(int* y) { y[0] = lround(1, 2) + abort(3) + int(lrintf(2.5f)); }
+    """
+    y = device.current().to_device(np.zeros(1, np.int32))
+    mr.RawKernel(code, "sum")((1,), (1,), (y,))
+    assert device.current().to_host(y)[0] == 9

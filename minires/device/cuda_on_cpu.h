@@ -72,11 +72,11 @@ static const int warpSize = 32;
 #include "threads.h"
 #include "primitives.h"
 
-namespace std { using ::minires_end, ::minires_release; }
-#define exit(code) minires_end("exit() was called, which no GPU has")
-#define _Exit exit
-#define quick_exit exit
-#define abort() minires_end("abort() was called, which no GPU has")
+namespace std { using ::minires_exit, ::minires_abort, ::minires_release; }
+#define exit minires_exit
+#define _Exit minires_exit
+#define quick_exit minires_exit
+#define abort minires_abort
 #define free minires_release
 inline void* operator new(size_t bytes) { return malloc(bytes); }
 inline void* operator new[](size_t bytes) { return malloc(bytes); }

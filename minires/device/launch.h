@@ -31,7 +31,8 @@ unsigned minires_converge(minires_state*, const char* file, int line);  // the l
 [[noreturn]] void minires_stop(minires_state*, const char* file, int line, const char* what);
 
 // What stands in the place of C's: a kernel ends its launch, and not the process.
-void minires_end(const char* what);
+void minires_exit(int);
+void minires_abort();
 void* minires_allocate(size_t bytes);
 void minires_release(void* place);
 }

@@ -389,10 +389,12 @@ INLINE void wait(Block& b, Wait what, unsigned mask, const char* file, int line)
 
 extern "C" {
 
-void minires_end(const char* what) {  // on_signal ends the launch
+static void end(const char* what) {  // on_signal ends the launch
     if (running) running->ends_process = what;
     abort();
 }
+void minires_exit(int) { end("exit() was called, which no GPU has"); }
+void minires_abort() { end("abort() was called, which no GPU has"); }
 
 static std::mutex heap_mutex;
 static std::unordered_set<void*> heap;  // what kernels have allocated
@@ -406,7 +408,7 @@ void minires_release(void* place) {
         const std::lock_guard<std::mutex> lock(heap_mutex);
         if (heap.erase(place)) return free(place);
     }
-    if (place) minires_end("memory was freed twice, or was not from malloc or new");
+    if (place) end("memory was freed twice, or was not from malloc or new");
 }
 
 void minires_barrier(minires_state* state, int id, const char* file, int line) {

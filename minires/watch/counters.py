@@ -56,10 +56,10 @@ class Counters:
         watched = compile_library(code, names, scalar, INSTRUMENTS)
 
         def launcher(name: str, signature: Signature, run: Callable) -> tuple[Signature, Callable]:
-            def launch(*launch: Any) -> None:
-                grid, block, args, shared = launch
-                copies = WatchedLaunch(watched, name, launch)  # before it changes them
-                run(*launch)
+            def launch(*given: Any) -> None:
+                grid, block, args, shared = given
+                copies = WatchedLaunch(watched, name, given)  # before it changes them
+                run(*given)
                 accesses, blocks = now.watcher._count(watched, copies, math.prod(grid))
                 array_bytes = sum({a.ctypes.data: a.nbytes for a in copies.arrays}.values())
                 arguments = {

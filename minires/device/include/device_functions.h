@@ -169,15 +169,23 @@ template <class To, class From> static inline To minires_rounded(From from, int 
     MINIRES_CONVERSION(from, ull, unsigned long long)
 MINIRES_CONVERSIONS(float) MINIRES_CONVERSIONS(double) MINIRES_ROUNDED_FROM(double, double, float, float)
 // lrint and its like saturate too; the host's do not.
-namespace std { using ::minires_convert; }
-#define lrint(x) minires_convert<long>(std::rint(x))
-#define llrint(x) minires_convert<long long>(std::rint(x))
-#define lround(x) minires_convert<long>(std::round(x))
-#define llround(x) minires_convert<long long>(std::round(x))
-#define lrintf(x) lrint(float(x))
-#define llrintf(x) llrint(float(x))
-#define lroundf(x) lround(float(x))
-#define llroundf(x) llround(float(x))
+#define MINIRES_TO_INTEGER(name, To, round)                                                                    \
+    static inline To minires_##name(double x) { return minires_convert<To>(round(x)); }                        \
+    static inline To minires_##name##f(float x) { return minires_convert<To>(round(x)); }
+MINIRES_TO_INTEGER(lrint, long, std::rint) MINIRES_TO_INTEGER(llrint, long long, std::rint)
+MINIRES_TO_INTEGER(lround, long, std::round) MINIRES_TO_INTEGER(llround, long long, std::round)
+namespace std {
+using ::minires_lrint, ::minires_lrintf, ::minires_llrint, ::minires_llrintf;
+using ::minires_lround, ::minires_lroundf, ::minires_llround, ::minires_llroundf;
+}
+#define lrint minires_lrint
+#define lrintf minires_lrintf
+#define llrint minires_llrint
+#define llrintf minires_llrintf
+#define lround minires_lround
+#define lroundf minires_lroundf
+#define llround minires_llround
+#define llroundf minires_llroundf
 static inline int __double2hiint(double x) { return int(__double_as_longlong(x) >> 32); }
 static inline int __double2loint(double x) { return int(__double_as_longlong(x)); }
 static inline double __hiloint2double(int hi, int lo) { return __longlong_as_double((long long)hi << 32 | unsigned(lo)); }
