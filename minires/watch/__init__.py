@@ -1,7 +1,7 @@
 """The instruments: what looks at kernels of the CPU device without changing them.
 
 A watched launch runs thread by thread (engine.cpp) and hands each access to an observer: the checks of the sanitizer
-(checks.cpp), or the counters (counters.cpp).
+(checks.cpp), or a trace for the counters (trace.cpp).
 """
 
 from __future__ import annotations

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any
 
-COUNTS = "requests", "lanes", "sectors", "sectors_least", "wavefronts", "wavefronts_least"  # as counters.cpp has them
+import numpy as np
+
+from .requests import units_touched, words_of_banks
+
+_SAMPLES = 4  # requests that are kept, of an Access
 
 
 @dataclass
@@ -52,9 +55,23 @@ class Access:
         """How many would do."""
         return self.sectors_least if self.space == "global" else self.wavefronts_least
 
-    def add(self, other: Any) -> None:
-        """Add the counts of another one, or of a row of counters.cpp."""
-        for name in COUNTS:
+    def count(self, places: np.ndarray) -> None:
+        """Add requests, as requests.py has them."""
+        self.requests += len(places)
+        self.lanes += int((places >= 0).sum())
+        if self.space == "global":
+            self.sectors += int(units_touched(places, self.bytes, 32).sum())
+            self.sectors_least += int(np.ceil(units_touched(places, self.bytes, 1) / 32).sum())
+        else:
+            words = words_of_banks(places, self.bytes)
+            self.wavefronts += int(words.max(2).sum())
+            self.wavefronts_least += int(words.any(2).sum())
+        kept = places[: _SAMPLES - len(self.samples)].tolist()
+        self.samples += [[None if at < 0 else at for at in lanes] for lanes in kept]
+
+    def add(self, other: Access) -> None:
+        """Add the counts of another one."""
+        for name in ("requests", "lanes", "sectors", "sectors_least", "wavefronts", "wavefronts_least"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
 
 

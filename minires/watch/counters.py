@@ -18,26 +18,16 @@ from ..device.cpu import CpuDevice, Library, compile_library
 from ..device.source import DeviceError, Signature, named
 from ..table import Table
 from . import display
-from .accesses import COUNTS, Access, Launch
+from .accesses import Access, Launch
 from .engine import INSTRUMENTS, WatchedLaunch, source_lines
+from .requests import requests_of
 
 _KINDS = "load", "store", "atomic"
 
 
-class _Lanes(ctypes.Structure):
-    _fields_ = (("address", ctypes.c_uint64 * 32), ("mask", ctypes.c_uint32))
-
-
-class _Row(ctypes.Structure):
-    _fields_ = (
-        *((name, ctypes.c_uint64) for name in COUNTS),
-        ("pc", ctypes.c_uint32),
-        ("bytes", ctypes.c_uint32),
-        ("shared", ctypes.c_uint8),
-        ("kind", ctypes.c_uint8),
-        ("sampled", ctypes.c_uint16),
-        ("sample", _Lanes * 4),
-    )
+_AT_ONCE = 1_000_000  # accesses that are counted together
+_SIZES = {"at": np.uint64, "pc": np.uint32, "thread": np.uint32, "bytes": np.uint32, "shared": np.uint8, "kind": np.uint8}
+_TOUCH = np.dtype([*_SIZES.items()], align=True)  # as trace.cpp has it
 
 
 class Counters:
@@ -77,31 +67,40 @@ class Counters:
     def _count(self, library: Library, launch: WatchedLaunch, total: int) -> tuple[list[Access], int]:
         """The accesses of some of the launch's blocks, and how many blocks these are."""
         wanted = total if self._blocks is None else min(self._blocks, total)
-        chosen = np.unique(np.linspace(0, total - 1, wanted).astype(np.uint32))
-        rows, blocks = (_Row * 4096)(), chosen.ctypes.data_as(ctypes.c_void_p)
-        sizes = ctypes.c_uint64(len(chosen)), ctypes.c_uint64(len(rows))
-        n, report = launch.run(library.runtime.minires_count, blocks, sizes[0], rows, sizes[1])
-        if n < 0:
-            raise DeviceError(launch.describe(report))
-        return self._accesses(library.path, rows[:n]), len(chosen)
+        chosen = np.unique(np.linspace(0, total - 1, wanted).astype(int)).tolist()
+        found: dict[tuple, Access] = {}
+        traces: list[np.ndarray] = []
+        for which in chosen:
+            touched = ctypes.c_void_p()
+            n, report = launch.run(library.runtime.minires_trace, ctypes.c_uint(which), ctypes.byref(touched))
+            if n < 0:
+                raise DeviceError(launch.describe(report))
+            traces.append(np.frombuffer(ctypes.string_at(touched, n * _TOUCH.itemsize), _TOUCH))
+            if which == chosen[-1] or sum(map(len, traces)) > _AT_ONCE:
+                self._add(found, library.path, traces)
+                traces = []
+        return sorted(found.values(), key=lambda a: (a.file, a.line, a.space, a.kind)), len(chosen)
 
-    def _accesses(self, path: Path, rows: list[_Row]) -> list[Access]:
-        unknown = sorted({row.pc for row in rows if (path, row.pc) not in self._lines})
-        if unknown:
+    def _add(self, found: dict[tuple, Access], path: Path, traces: list[np.ndarray]) -> None:
+        """Count what some blocks have touched."""
+        trace, lengths = np.concatenate(traces), list(map(len, traces))
+        threads = trace["thread"] + 1024 * np.repeat(np.arange(len(traces)), lengths)  # those of two blocks share no warp
+        sites = trace["pc"].astype(np.uint64) << 32 | trace["bytes"] << 3 | trace["shared"] << 2 | trace["kind"]
+        order = np.argsort(sites, kind="stable")
+        threads, at, begins = threads[order], trace["at"][order], np.flatnonzero(np.diff(sites[order], prepend=0))
+        self._find_lines(path, trace["pc"][order[begins]].tolist())
+        for begin, end in zip(begins, [*begins[1:], len(order)], strict=True):
+            _, pc, _, size, shared, kind = trace[order[begin]].item()
+            key = *self._lines[path, pc], "shared" if shared else "global", _KINDS[kind], size
+            found.setdefault(key, Access(*key)).count(requests_of(threads[begin:end], at[begin:end]))
+
+    def _find_lines(self, path: Path, addresses: list[int]) -> None:
+        if unknown := sorted({pc for pc in addresses if (path, pc) not in self._lines}):
             try:
                 lines = source_lines(path, unknown)
             except OSError as error:
                 raise DeviceError(f"counters: {error}") from None
             self._lines |= {(path, pc): line for pc, line in zip(unknown, lines, strict=True)}
-        found: dict[tuple, Access] = {}
-        for row in rows:
-            file, line = self._lines[path, row.pc]
-            key = file, line, "shared" if row.shared else "global", _KINDS[row.kind], row.bytes
-            access = found.setdefault(key, Access(*key))
-            access.add(row)
-            for request in row.sample[: min(row.sampled, 4 - len(access.samples))]:
-                access.samples.append([a if request.mask >> i & 1 else None for i, a in enumerate(request.address)])
-        return sorted(found.values(), key=lambda a: (a.file, a.line, a.space, a.kind))
 
     def _of_kernels(self) -> list[list[Launch]]:
         names = dict.fromkeys(launch.kernel for launch in self.launches)

@@ -7,9 +7,12 @@ from collections.abc import Iterator
 from html import escape
 from pathlib import Path
 
+import numpy as np
+
 from ..device import KERNELS_DIR
 from ..device.source import base_name, blank, named
 from .accesses import Access, Launch
+from .requests import words_of_banks
 
 STYLE = """<style>
 .mr-code { display: grid; grid-template-columns: max-content max-content minmax(max-content, 1fr); overflow-x: auto;
@@ -122,14 +125,9 @@ def _sectors(sample: list[int | None], size: int) -> str:
 
 
 def _banks(sample: list[int | None], size: int) -> str:
-    rows, total, at_once = [], 0, 32 if size <= 4 else 16 if size <= 8 else 8
-    for first in range(0, 32, at_once):
-        banks: list[set[int]] = [set() for _ in range(32)]
-        for at in sample[first : first + at_once]:
-            for word in range(at // 4, (at + size - 1) // 4 + 1) if at is not None else ():
-                banks[word % 32].add(word)
-        most = max(map(len, banks))
-        total += most
-        cells = [f'<b class="conflict">{len(b)}!</b>' if len(b) > 1 else f"<b>{len(b) or ''}</b>" for b in banks]
-        rows += [f'<div class="mr-lanes">{"".join(cells)}</div>'] * (most > 0)
-    return f"{total} wavefronts; of each of 32 banks the words (!: they wait for one another):{''.join(rows)}"
+    (turns,) = words_of_banks(np.array([[-1 if at is None else at for at in sample]]), size)
+    rows = []
+    for words in turns[turns.any(1)].tolist():
+        cells = [f'<b class="conflict">{n}!</b>' if n > 1 else f"<b>{n or ''}</b>" for n in words]
+        rows.append(f'<div class="mr-lanes">{"".join(cells)}</div>')
+    return f"{turns.max(1).sum()} wavefronts; of each of 32 banks the words (!: they wait for one another):{''.join(rows)}"

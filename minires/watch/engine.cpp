@@ -1,5 +1,5 @@
 // Watches the threads of a launch, in a chosen order, and tells an observer of every access. Linked with the observers,
-// checks.cpp and counters.cpp, for kernels that are compiled under watched.h.
+// checks.cpp and trace.cpp, for kernels that are compiled under watched.h.
 #include "engine.h"
 
 #include <dlfcn.h>

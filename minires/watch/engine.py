@@ -85,7 +85,7 @@ _CHECKED = "-fsanitize=thread,float-cast-overflow,shift-exponent,alignment"
 _WATCHED = "-O1", "-g1", "-gdwarf-4", _CHECKED, "-fsanitize-recover=all"
 INSTRUMENTS = Instruments(
     header=_HERE / "watched.h",
-    runtime=tuple(_HERE / name for name in ("engine.cpp", "checks.cpp", "values.cpp", "counters.cpp")),
+    runtime=tuple(_HERE / name for name in ("engine.cpp", "checks.cpp", "values.cpp", "trace.cpp")),
     rewrite=rewrite_shared,
     gcc_flags=(*_WATCHED, "-fno-tree-sra"),  # loads of vectors are to stay whole
     clang_flags=(*_WATCHED, "-fno-builtin", "-mllvm", "-tsan-instrument-read-before-write"),
@@ -157,7 +157,7 @@ class WatchedLaunch:
         self._arguments = ctypes.byref(kernel), geometry, sizes[0], pointers, regions, sizes[1]
 
     def run(self, function: Callable, *more: Any) -> tuple[int, Report]:
-        """What minires_check or minires_count gives, and where it stopped."""
+        """What minires_check or minires_trace gives, and where it stopped."""
         report = Report()
         return function(*self._arguments, *more, ctypes.byref(report)), report
 
