@@ -9,7 +9,7 @@ import pickle
 import tarfile
 import tempfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
@@ -101,13 +101,13 @@ def load(data_dir: str | Path, download: bool = True, verify: bool = False) -> D
     none can be fetched.
     """
     root, folder = Path(data_dir), Path(data_dir) / FOLDER
-    if not _is_there(folder) and folder.is_dir() and (missing := _missing(folder)) != [*TRAIN_FILES, *TEST_FILES]:
-        raise DamagedError(f"{folder} lacks {', '.join(missing)}: add what is missing, or delete the rest to fetch it again")
-    if not _is_there(folder) and (python := _python_version(root)):
-        return _load_python(python)
-    if not _is_there(folder):
-        archive = root / "cifar-10-binary.tar.gz"
-        if archive.exists():
+    if missing := _missing(folder):
+        if len(missing) < len(FILE_SHA256):
+            words = "add what is missing, or delete the rest to fetch it again"
+            raise DamagedError(f"{folder} lacks {', '.join(missing)}: {words}")
+        if python := _python_version(root):
+            return _load_python(python)
+        if (archive := root / "cifar-10-binary.tar.gz").exists():
             _unpack(archive, root)
         elif not download:
             raise DataError(f"CIFAR-10 is not in {folder}")
@@ -117,12 +117,8 @@ def load(data_dir: str | Path, download: bool = True, verify: bool = False) -> D
     return Dataset("cifar10", train, test, CLASSES)
 
 
-def _is_there(folder: Path) -> bool:
-    return not _missing(folder)
-
-
-def _missing(folder: Path) -> list[str]:
-    return [name for name in TRAIN_FILES + TEST_FILES if not (folder / name).exists()]
+def _missing(folder: Path, names: Iterable[str] = FILE_SHA256) -> list[str]:
+    return [name for name in names if not (folder / name).exists()]
 
 
 def _unpack(archive: Path, root: Path) -> None:
@@ -130,7 +126,7 @@ def _unpack(archive: Path, root: Path) -> None:
     if (digest := hashlib.sha256(archive.read_bytes()).hexdigest()) != SHA256:
         raise DamagedError(f"{archive} has the SHA-256 {digest} instead of {SHA256}: it is not the official one")
     with FileLock(root / ".cifar-10.lock"):
-        if not _is_there(root / FOLDER):
+        if _missing(root / FOLDER):
             _put_in_place(archive, root)
 
 
@@ -141,8 +137,7 @@ def _python_version(root: Path) -> dict[str, bytes] | None:
     """The files of the Python version, from their folder or archive; None where neither is there."""
     folder, archive = root / PYTHON_FOLDER, root / "cifar-10-python.tar.gz"
     if folder.is_dir():
-        missing = [name for name in PYTHON_MD5 if not (folder / name).exists()]
-        if missing:
+        if missing := _missing(folder, PYTHON_MD5):
             raise DamagedError(f"{folder} lacks {', '.join(missing)}: add what is missing, or delete the rest")
         return {str(folder / name): (folder / name).read_bytes() for name in PYTHON_MD5}
     if not archive.exists():
@@ -218,7 +213,7 @@ def fetch(data_dir: Path) -> None:
         data_dir.mkdir(parents=True, exist_ok=True)
         archive = data_dir / ".cifar-10-binary.tar.gz.part"
         with FileLock(data_dir / ".cifar-10.lock"):
-            if _is_there(data_dir / FOLDER):
+            if not _missing(data_dir / FOLDER):
                 return
             download(url, archive, ARCHIVE_BYTES, SHA256)
             _put_in_place(archive, data_dir)

@@ -128,26 +128,20 @@ def conv2d(
     """
     if algorithm not in ("auto", "im2col"):
         raise ValueError(f"conv2d: algorithm must be 'auto' or 'im2col', got {algorithm!r}")
-    check_tensors("conv2d", x=x, weight=weight, bias=bias)
-    check_rank("conv2d", "x", x, "N, H, W, C")
-    check_rank("conv2d", "weight", weight, "KH, KW, C, O")
-    (n, h, w, c), (kh, kw, _, o) = x.shape, weight.shape
-    check_channels("conv2d", x, weight)
-    check_shape("conv2d", "bias", bias, (o,), f"for weight of shape {weight.shape}")
-    stride, padding = pair_of("conv2d", "stride", stride, 1), pair_of("conv2d", "padding", padding, 0)
-    oh, ow = out_size("conv2d", (h, w), (kh, kw), stride, padding)
-    geometry = (h, w, kh, kw, oh, ow, *stride, *padding)
+    geometry = convolution_geometry(x, weight, bias, stride, padding)
+    (_, _, kh, kw, oh, ow, *pairs), (*_, c, o) = geometry, weight.shape
+    may_turn = pairs[:2] == [1, 1] or pairs[2:] == [1, 1]  # as conv3x3_strided_gradient has it
 
     def is_fast(c_in: int, c_out: int) -> bool:
-        return algorithm == "auto" and tiles.serves((kh, kw), stride, padding, c_in, c_out)
+        return algorithm == "auto" and tiles.serves((kh, kw, *pairs), c_in, c_out)
 
-    y = _empty((n, oh, ow, o), x.data)
+    y = _empty((x.shape[0], oh, ow, o), x.data)
     (_conv3x3_forward if is_fast(c, o) else _im2col_forward)(x.data, weight.data, y, geometry)
     _add_bias(y, bias)
 
     def backward(dy, known):
         dx = d_weight = turned = None
-        if x.requires_grad and is_fast(o, c) and (stride == (1, 1) or padding == (1, 1)):  # as conv3x3_strided_gradient
+        if x.requires_grad and is_fast(o, c) and may_turn:
             turned = _empty((kh, kw, o, c), dy)
         wanted = weight.requires_grad and is_fast(c, o)
         if wanted or turned is not None:
@@ -164,7 +158,19 @@ def conv2d(
     return record("conv2d", y, inputs, backward, adds=True)
 
 
-# The readable way: columns and matrix products. `geometry` is im2col's: H, W, KH, KW, OH, OW, strides and paddings.
+def convolution_geometry(x: Tensor, weight: Tensor, bias: Any, stride: Any, padding: Any) -> tuple[int, ...]:
+    """H, W, KH, KW, OH, OW, strides and paddings of a conv2d. Raises ValueError or TypeError where shapes do not fit."""
+    check_tensors("conv2d", x=x, weight=weight, bias=bias)
+    check_rank("conv2d", "x", x, "N, H, W, C")
+    check_rank("conv2d", "weight", weight, "KH, KW, C, O")
+    image, kernel = x.shape[1:3], weight.shape[:2]
+    check_channels("conv2d", x, weight)
+    check_shape("conv2d", "bias", bias, weight.shape[3:], f"for weight of shape {weight.shape}")
+    stride, padding = pair_of("conv2d", "stride", stride, 1), pair_of("conv2d", "padding", padding, 0)
+    return (*image, *kernel, *out_size("conv2d", image, kernel, stride, padding), *stride, *padding)
+
+
+# The readable way: columns and matrix products, by the convolution_geometry.
 
 
 def _unfold(x: Any, geometry: tuple) -> Any:
@@ -237,24 +243,16 @@ def _conv3x3_weight_gradient(x: Any, dy: Any, weight: Any, turned: Any, geometry
 # Normalisation, activation, residual connection, pooling
 
 
-class _BatchNorm:
-    """The channels of one batch normalisation: what plain and fused ones share. See kernels/batchnorm.cu."""
+class BatchNorm:
+    """One batch normalisation: what plain and fused ones share. Raises as batch_norm. See kernels/batchnorm.cu for shapes."""
 
     def __init__(
-        self,
-        operation: str,
-        x: Tensor,
-        running_mean: Tensor,
-        running_var: Tensor,
-        weight: Tensor,
-        bias: Tensor,
-        training: bool,
-        momentum: float,
-        eps: float,
+        self, operation: str, x: Tensor, channels: tuple, residual: Any, training: bool, momentum: float, eps: float
     ) -> None:
-        named = {"running_mean": running_mean, "running_var": running_var, "weight": weight, "bias": bias}
-        check_tensors(operation, x=x, **named)
+        named = dict(zip(("running_mean", "running_var", "weight", "bias"), channels, strict=True))
+        check_tensors(operation, x=x, **named, residual=residual)
         check_rank(operation, "x", x, "N, H, W, C")
+        check_shape(operation, "residual", residual, x.shape, "of x")
         m, c = math.prod(x.shape[:-1]), x.shape[-1]
         for name, tensor in named.items():
             check_shape(operation, name, tensor, (c,), f"for x of shape {x.shape}")
@@ -263,8 +261,8 @@ class _BatchNorm:
         check_range(operation, "momentum", momentum, 0, 1)
         check_range(operation, "eps", eps, 0)
         self.x, self.training, self.momentum, self.eps, self.sizes = x, training, momentum, eps, (m, c)
-        self.running, self.affine = (running_mean.data, running_var.data), (weight.data, bias.data)
-        self.statistics = _empty((c,), x.data), _empty((c,), x.data)  # mean and invstd
+        self.running, self.affine = ([tensor.data for tensor in pair] for pair in (channels[:2], channels[2:]))
+        self.residual = residual and residual.data
 
     def _launch(self, kernel: str, options: tuple[bool, ...], arrays: tuple, *scalars: Any) -> None:
         name, grid, block, *strip = tiles.columns(*self.sizes, kernel, *options)
@@ -274,12 +272,14 @@ class _BatchNorm:
         chunks = tiles.columns(*self.sizes, "")[1][1]
         return tuple(_empty((chunks, self.sizes[1]), self.x.data) for _ in range(2))
 
-    def forward(self, fused: tuple[bool, bool], residual: Any = None) -> Any:
+    def forward(self, fused: tuple[bool, bool]) -> Any:
+        """The result, in a new array."""
         y, parts = _empty(self.x.shape, self.x.data), (None, None)
+        self.statistics = tuple(_empty((self.sizes[1],), self.x.data) for _ in range(2))  # mean and invstd
         if self.training:
             parts = self._parts()
             self._launch("batchnorm_chunk_statistics", (), (self.x.data, *parts))
-        arrays = self.x.data, *parts, *self.statistics, *self.running, *self.affine, residual, y
+        arrays = self.x.data, *parts, *self.statistics, *self.running, *self.affine, self.residual, y
         self._launch("batchnorm_forward", fused, arrays, self.training, self.momentum, self.eps)
         return y
 
@@ -315,7 +315,8 @@ def batch_norm(
     fit, a channel has one value in training, momentum is outside of 0 .. 1, or eps is negative or not finite.
     Formula: torch.nn.functional.batch_norm.
     """
-    bn = _BatchNorm("batch_norm", x, running_mean, running_var, weight, bias, training, momentum, eps)
+    channels = running_mean, running_var, weight, bias
+    bn = BatchNorm("batch_norm", x, channels, None, training, momentum, eps)
     return record("batch_norm", bn.forward(_PLAIN), (x, weight, bias), lambda dy: bn.backward(_PLAIN, dy))
 
 
@@ -335,13 +336,12 @@ def batch_norm_relu(
     x is (N, H, W, C), residual too, and so is the result; the rest is as in batch_norm. Raises ValueError or TypeError
     where shapes or dtypes do not fit.
     """
-    check_tensors("batch_norm_relu", x=x, residual=residual)
-    check_shape("batch_norm_relu", "residual", residual, x.shape, "of x")
-    bn = _BatchNorm("batch_norm_relu", x, running_mean, running_var, weight, bias, training, momentum, eps)
+    channels = running_mean, running_var, weight, bias
+    bn = BatchNorm("batch_norm_relu", x, channels, residual, training, momentum, eps)
     if residual is None:
         y = bn.forward(_RELU)
         return record("batch_norm_relu", y, (x, weight, bias), lambda dy: bn.backward(_RELU, dy))
-    y = bn.forward(_ADD_RELU, residual.data)
+    y = bn.forward(_ADD_RELU)
     return record("batch_norm_relu", y, (x, weight, bias, residual), lambda dy: bn.backward(_ADD_RELU, dy, y))
 
 

@@ -46,8 +46,8 @@ class SGD:
     def lr(self, value: float) -> None:
         check_range("SGD", "lr", value, 0)
         self._lr = value
-        for dtype, rate in self._rates.items():
-            device.current().assign_later(rate, np.full(1, value, dtype))
+        for rate in self._rates.values():
+            device.current().fill(rate, value)
 
     def zero_grad(self) -> None:
         """Forget all gradients."""

@@ -59,10 +59,10 @@ def _named(kernel: str, *sizes: Any) -> str:
     return f"{kernel}<{', '.join(str(size).lower() for size in sizes)}>"
 
 
-def serves(kernel: tuple | list, stride: tuple, padding: tuple, c: int, o: int) -> bool:
-    """Whether the 3 x 3 kernels compute convolutions of this geometry, from c channels to o."""
-    geometry = tuple(kernel) == (3, 3) and stride in ((1, 1), (2, 2)) and max(padding) <= 2
-    return geometry and max(c, o) <= 64 and o % 4 == 0
+def serves(window: tuple[int, ...], c: int, o: int) -> bool:
+    """Whether the 3 x 3 kernels compute convolutions of this window, its size, strides and paddings, from c channels to o."""
+    fits = window[:4] in ((3, 3, 1, 1), (3, 3, 2, 2)) and max(window[4:]) <= 2
+    return fits and max(c, o) <= 64 and o % 4 == 0
 
 
 @functools.cache
@@ -116,11 +116,13 @@ def gemm(m: int, n: int, k: int, transposed: bool) -> Launch:
 
 
 def columns(m: int, c: int, kernel: str, *options: bool) -> Launch:
-    """To add up the columns of an m x c matrix; besides, the columns of a block and the rows of a chunk, grid[1] of them."""
+    """To add up the columns of an m x c matrix; besides, the columns of a block and the rows of a chunk, grid[1] of them.
+
+    A thread of a chunk has at least 4 rows, so that its sums take longer than to put them together."""
     now, run = table(), _run_of(c, table().column_run)
     wide = min(max(now.columns, 1 << (8 * now.threads * run // m).bit_length() >> 1), 256)  # Strip::MOST of common.cuh
     strips = -(-c // wide)
-    rows = max(-(-m // max(now.blocks // strips, 1)), 16)
+    rows = max(-(-m // max(now.blocks // strips, 1)), 16, 4 * now.threads * run // wide)
     return _named(kernel, run, *options), (strips, -(-m // rows)), (now.threads,), wide, rows
 
 

@@ -50,7 +50,7 @@ def test_whatever_the_sizes_what_is_kept_is_bounded(rng, asked):
 def test_arrays_do_not_overlap_and_begin_with_a_line_of_the_cache(rng):
     pool = memory.Pool(most=2)
     for _ in range(20):
-        arrays = [pool.empty((int(n),), np.uint8) for n in rng.integers(1, 5000, 20)]
+        arrays = [pool.empty((int(n),), np.dtype(np.uint8)) for n in rng.integers(1, 5000, 20)]
         for i, array in enumerate(arrays):
             assert array.ctypes.data % 64 == 0
             array[...] = i
@@ -91,10 +91,10 @@ def test_recordings_of_other_shapes_share_their_memory():
 def test_an_address_sanitizer_sees_what_lies_behind(monkeypatch):
     monkeypatch.setenv("MINIRES_CXXFLAGS", "-fsanitize=address")
     pool = mr.device.current().new_pool(most=2)
-    array = pool.empty((1001,), np.uint8)
+    array = pool.empty((1001,), np.dtype(np.uint8))
     assert array.base.base._block[2].nbytes == 1001
     del array  # a larger block that is unused does not serve
-    assert pool.empty((1000,), np.uint8).base.base._block[2].nbytes == 1000
+    assert pool.empty((1000,), np.dtype(np.uint8)).base.base._block[2].nbytes == 1000
 
 
 def test_data_are_there_once():

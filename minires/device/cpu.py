@@ -377,12 +377,7 @@ class CpuDevice:
 
     def empty(self, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
         """An uninitialised array of device memory."""
-        if not self._tracker:
-            return self.pool.empty(shape, dtype)
-        nbytes = math.prod(shape) * np.dtype(dtype).itemsize
-        memory = np.empty(max(nbytes, 1), np.uint8)
-        self._tracker.add(memory)
-        return memory[:nbytes].view(dtype).reshape(shape)
+        return (self._tracker or self.pool).empty(shape, np.dtype(dtype))
 
     def to_device(self, array: np.ndarray) -> np.ndarray:
         """A copy of a host array in device memory."""
@@ -394,23 +389,25 @@ class CpuDevice:
         """A host array that stays as it is, in device memory: here itself, so that large data are there once."""
         return np.ascontiguousarray(array)
 
-    def filled(self, shape: tuple[int, ...], dtype: np.dtype, value: float) -> Any:
+    def filled(self, shape: tuple[int, ...], dtype: np.dtype, value: float) -> np.ndarray:
         """An array of device memory with one value everywhere."""
-        array = self.empty(shape, dtype)
-        self._do(functools.partial(array.fill, value))
-        if self._tracker:
-            self._tracker.written(array)
-        return array
+        return self._write(self.empty(shape, dtype), np.full(shape, value, dtype))
+
+    def fill(self, target: np.ndarray, value: float) -> None:
+        """Set every element of a device array."""
+        self.assign(target, np.full_like(target, value))
 
     def assign(self, target: np.ndarray, values: np.ndarray) -> None:
         """Copy an array of the host or the device into a device array of the same shape and dtype."""
         if not is_device_memory(values):
             source.forbid_while_recording(self)
-        self._do(functools.partial(np.copyto, target, values))
+        self._write(target, values)
+
+    def _write(self, target: np.ndarray, values: np.ndarray) -> np.ndarray:
         if self._tracker:
             self._tracker.written(target)
-
-    assign_later = assign
+        self._do(functools.partial(np.copyto, target, values))
+        return target
 
     def to_host(self, array: np.ndarray) -> np.ndarray:
         """A copy of a device array as a NumPy array."""

@@ -143,7 +143,6 @@ class CudaDevice:
         self._cupy = _import_cupy()
         self.array_type = self._cupy.ndarray
         self.is_recording = False
-        self._in_flight: list[tuple[Any, Any]] = []  # pinned memory, and an event behind the copy that reads it
         self._checks: dict[Callable[[], None], None] = {}
 
     def description(self) -> str:
@@ -174,18 +173,10 @@ class CudaDevice:
         else:
             self._cupy.copyto(target, values)
 
-    def assign_later(self, target: Any, values: np.ndarray) -> None:
-        """Copy a small array of the host when the launches before have run, without waiting for them.
-
-        CUDA copies without waiting only from pinned memory, which must stay as it is until the copy is done.
-        """
+    def fill(self, target: Any, value: float) -> None:
+        """Set every element of a device array, when the launches before have run, without waiting for them."""
         source.forbid_while_recording(self)
-        self._in_flight = [pair for pair in self._in_flight if not pair[1].done]
-        pinned, event = self._cupy.cuda.alloc_pinned_memory(values.nbytes), self._cupy.cuda.Event()
-        np.frombuffer(pinned, values.dtype, values.size)[...] = values.reshape(-1)
-        target.data.copy_from_host_async(pinned.ptr, values.nbytes)
-        event.record()
-        self._in_flight.append((pinned, event))
+        target.fill(value)
 
     def to_host(self, array: Any) -> np.ndarray:
         """A copy of a device array as a NumPy array."""

@@ -21,7 +21,6 @@ class Pool:
 
     def empty(self, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
         """An uninitialised array, whose memory comes back when the last array over it is gone."""
-        dtype = np.dtype(dtype)
         return np.ndarray(shape, dtype, np.asarray(_Memory(self, max(math.prod(shape) * dtype.itemsize, 1))))
 
     def take(self, nbytes: int) -> Block:

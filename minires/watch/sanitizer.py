@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import bisect
 import ctypes
+import math
 import re
-import weakref
 from collections.abc import Iterable
 from html import escape
 from typing import Any
@@ -37,35 +36,33 @@ class SanitizerError(DeviceError):
         return f"<p>{escape(str(self))}</p><pre>{escape(chr(10).join(lines))}</pre>"
 
 
+class _Tracked:
+    """Memory as an array of bytes, full of what is NaN in floating point, and which of them something has written."""
+
+    def __init__(self, nbytes: int) -> None:
+        self.memory, self.written = np.full(nbytes, 255, np.uint8), np.zeros(nbytes, np.uint8)
+        self.__array_interface__ = self.memory.__array_interface__
+
+
 class Tracker:
     """Which bytes of device memory something has written, for the arrays that the device has handed out."""
 
     def __init__(self, is_checked: bool) -> None:
         self._is_checked = is_checked
-        self._starts: list[int] = []
-        self._written: dict[int, np.ndarray] = {}
 
-    def add(self, memory: np.ndarray) -> None:
-        """From now on `memory`, bytes, holds nothing; it is filled with a pattern that is NaN in floating point."""
-        start = memory.ctypes.data
-        memory[...] = 255
-        self._written[start] = np.zeros(len(memory), np.uint8)
-        bisect.insort(self._starts, start)
-        weakref.finalize(memory, self._remove, start)
-
-    def _remove(self, start: int) -> None:
-        del self._written[start]
-        self._starts.remove(start)
+    def empty(self, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+        """An array that holds nothing yet."""
+        return np.ndarray(shape, dtype, np.asarray(_Tracked(max(math.prod(shape) * dtype.itemsize, 1))))
 
     def find(self, array: np.ndarray) -> np.ndarray | None:
         """A view of what is known of the array's bytes; None where the device did not hand it out."""
-        begin = array.__array_interface__["data"][0]
-        i = bisect.bisect_right(self._starts, begin) - 1
-        if i < 0:
+        owner: Any = array
+        while isinstance(owner, np.ndarray):
+            owner = owner.base
+        if not isinstance(owner, _Tracked):
             return None
-        start = self._starts[i]
-        offset = begin - start
-        return self._written[start][offset : offset + array.nbytes] if offset < len(self._written[start]) else None
+        begin = array.__array_interface__["data"][0] - owner.memory.ctypes.data
+        return owner.written[begin : begin + array.nbytes]
 
     def written(self, array: np.ndarray) -> None:
         """The host has written to an array of the device."""

@@ -63,7 +63,6 @@ def run(depth: int, steps: int, recorded: bool) -> dict:
     ]
     state = net.state_dict() | optimizer.state_dict()
     report["state"] = hashlib.sha256(b"".join(np.ascontiguousarray(a).tobytes() for a in state.values())).hexdigest()
-    report["in_flight"] = len(now._in_flight) if late else 0
     return report
 
 

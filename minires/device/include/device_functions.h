@@ -22,12 +22,10 @@ template <class To, class From> static inline To minires_bits(From x) {
     memcpy(&y, &x, sizeof y);
     return y;
 }
-static inline float __int_as_float(int x) { return minires_bits<float>(x); }
-static inline float __uint_as_float(unsigned x) { return minires_bits<float>(x); }
-static inline int __float_as_int(float x) { return minires_bits<int>(x); }
-static inline unsigned __float_as_uint(float x) { return minires_bits<unsigned>(x); }
-static inline double __longlong_as_double(long long x) { return minires_bits<double>(x); }
-static inline long long __double_as_longlong(double x) { return minires_bits<long long>(x); }
+#define MINIRES_BITS(name, To, From) static inline To name(From x) { return minires_bits<To>(x); }
+MINIRES_BITS(__int_as_float, float, int) MINIRES_BITS(__uint_as_float, float, unsigned)
+MINIRES_BITS(__float_as_int, int, float) MINIRES_BITS(__float_as_uint, unsigned, float)
+MINIRES_BITS(__longlong_as_double, double, long long) MINIRES_BITS(__double_as_longlong, long long, double)
 
 static inline float rsqrtf(float x) { return 1.0f / sqrtf(x); }
 static inline float rsqrt(float x) { return 1.0f / sqrtf(x); }
@@ -171,13 +169,10 @@ MINIRES_CONVERSIONS(float) MINIRES_CONVERSIONS(double) MINIRES_ROUNDED_FROM(doub
 // lrint and its like saturate too; the host's do not.
 #define MINIRES_TO_INTEGER(name, To, round)                                                                    \
     static inline To minires_##name(double x) { return minires_convert<To>(round(x)); }                        \
-    static inline To minires_##name##f(float x) { return minires_convert<To>(round(x)); }
+    static inline To minires_##name##f(float x) { return minires_convert<To>(round(x)); }                      \
+    namespace std { using ::minires_##name, ::minires_##name##f; }
 MINIRES_TO_INTEGER(lrint, long, std::rint) MINIRES_TO_INTEGER(llrint, long long, std::rint)
 MINIRES_TO_INTEGER(lround, long, std::round) MINIRES_TO_INTEGER(llround, long long, std::round)
-namespace std {
-using ::minires_lrint, ::minires_lrintf, ::minires_llrint, ::minires_llrintf;
-using ::minires_lround, ::minires_lroundf, ::minires_llround, ::minires_llroundf;
-}
 #define lrint minires_lrint
 #define lrintf minires_lrintf
 #define llrint minires_llrint
@@ -224,12 +219,10 @@ static inline int __hadd(int x, int y) { return int(((long long)x + y) >> 1); }
 static inline int __rhadd(int x, int y) { return int(((long long)x + y + 1) >> 1); }
 static inline unsigned __uhadd(unsigned x, unsigned y) { return unsigned(((unsigned long long)x + y) >> 1); }
 static inline unsigned __urhadd(unsigned x, unsigned y) { return unsigned(((unsigned long long)x + y + 1) >> 1); }
-static inline unsigned umin(unsigned x, unsigned y) { return x < y ? x : y; }
-static inline unsigned umax(unsigned x, unsigned y) { return x < y ? y : x; }
-static inline long long llmin(long long x, long long y) { return x < y ? x : y; }
-static inline long long llmax(long long x, long long y) { return x < y ? y : x; }
-static inline unsigned long long ullmin(unsigned long long x, unsigned long long y) { return x < y ? x : y; }
-static inline unsigned long long ullmax(unsigned long long x, unsigned long long y) { return x < y ? y : x; }
+#define MINIRES_EXTREMES(T, prefix)                                      \
+    static inline T prefix##min(T x, T y) { return x < y ? x : y; }      \
+    static inline T prefix##max(T x, T y) { return x < y ? y : x; }
+MINIRES_EXTREMES(unsigned, u) MINIRES_EXTREMES(long long, ll) MINIRES_EXTREMES(unsigned long long, ull)
 static inline unsigned short __nv_bswap16(unsigned short x) { return __builtin_bswap16(x); }
 static inline unsigned __nv_bswap32(unsigned x) { return __builtin_bswap32(x); }
 static inline unsigned long long __nv_bswap64(unsigned long long x) { return __builtin_bswap64(x); }
