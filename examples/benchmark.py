@@ -67,8 +67,8 @@ def spread(values: list[float]) -> str:
 
 def roofline(repeats: int) -> dict[str, float]:
     """GB/s of a copy of 256 MB, and GFLOP/s of multiply-adds in registers."""
-    n, threads, rounds = 2**25, 2**16, 2000
-    x, y = (mr.Tensor(np.zeros(n, np.float32)).data for _ in range(2))
+    n, threads, rounds = 2**25, 2**16, 500
+    x, y = mr.Tensor(np.zeros(n, np.float32)).data, mr.device.current().empty((n,), np.float32)
     copy, multiply_add = (mr.RawKernel(ROOFLINE, name) for name in ("copy", "multiply_add"))
     copying = [seconds(lambda: copy((n // 256,), (256,), (x, y, n))) for _ in range(repeats)]
     adding = [seconds(lambda: multiply_add((threads // 64,), (64,), (x, rounds))) for _ in range(repeats)]

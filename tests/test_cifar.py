@@ -154,13 +154,14 @@ def test_loader_for_evaluation_keeps_the_order():
 
 @pytest.mark.no_late
 def test_a_small_network_learns_the_synthetic_set():
-    mr.manual_seed(1)  # of seeds 0 to 3, by the kernels of 2026-11: 0.854, 0.928, 0.934 and 0.910
-    data = cifar.synthetic(2500, 500)
+    mr.manual_seed(1)  # of seeds 0 to 3, by the kernels of 2026-11: 0.952, 0.940, 0.954 and 0.952
+    data = cifar.synthetic(1500, 500)
+    halves = (cifar.Split(np.ascontiguousarray(s.images[:, ::2, ::2]), s.labels) for s in (data.train, data.test))
+    train, test = (cifar.Loader(half, size, train=size == 64) for half, size in zip(halves, (64, 100), strict=True))
     net = mr.resnet.resnet(8)
-    train, test = cifar.Loader(data.train, 64, train=True), cifar.Loader(data.test, 100, train=False)
     optimizer = mr.optim.SGD(net.parameters(), 0.1, momentum=0.9, weight_decay=5e-4, nesterov=True)
-    schedule = mr.optim.OneCycleLR(optimizer, 0.2, 6 * len(train))
-    for train.epoch in range(6):
+    schedule = mr.optim.OneCycleLR(optimizer, 0.2, 12 * len(train))
+    for train.epoch in range(12):
         for x, labels in train:
             loss = mr.functional.cross_entropy(net(x), labels)
             optimizer.zero_grad()

@@ -31,6 +31,7 @@ ELSEWHERE = {  # where a test runs a command, as it stands or in another size
     "python examples/gemm_ladder.py": "test_gemm_ladder.py::test_the_table_of_the_ladder",
     "python examples/conv_ladder.py": "test_conv_ladder.py::test_the_table_of_the_ladder",
     "python examples/inspect_kernel.py --step --batch 128": "test_inspect_kernel.py::test_a_training_step",
+    "python examples/inspect_kernel.py conv3x3 --layer 2": "test_inspect_kernel.py::test_the_busiest_loop_by_hand",
     **dict.fromkeys(DEBUGGING, "test_debugging.py"),
     **{f"python examples/{name}.py": "test_notebook.py::test_the_notebook_is_what_its_sources_make" for name in LESSONS[2:]},
 }
@@ -46,7 +47,6 @@ PLAN = {  # what runs a command, or what is added to it to make it short; all ot
     "python examples/train_cifar.py --device cpu --epochs 5 --train-size 10000": PARSED,
     "python examples/train_cifar.py --profile": ONE_EPOCH,
     "python examples/benchmark.py": "--batch-sizes 1 --repeats 1",
-    "python examples/inspect_kernel.py conv3x3 --layer 2": "--batch 2",
     "python tests/mutate.py": "--only relu --operator sign",
     "python examples/paper_beside_pytorch.py": "--steps 2",
     "pytest tests/test_properties.py --hypothesis-profile=long": "-n 0 -k avg_pool2d",

@@ -14,13 +14,21 @@ import minires as mr
 
 SCRIPT = Path(__file__).resolve().parent.parent / "examples" / "train_cifar.py"
 NO_SERVER = "http://127.0.0.1:9/"
+WITHOUT_WAITING = """
+import os, runpy, sys
+from minires import download
+download.BACKOFF = 0.01
+sys.argv = sys.argv[1:]
+sys.path.insert(0, os.path.dirname(sys.argv[0]))
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
 
 
 def train(folder, *options, **environment):
     """The script's run, by default with an address of the data that is refused at once: a server is waited for."""
     variables = {k: v for k, v in os.environ.items() if k != "MINIRES_DATA"}
     variables |= {"MINIRES_CIFAR10_URL": "nowhere://"} | environment
-    command = [sys.executable, str(SCRIPT), "--depth", "8", "--device", mr.get_device(), *options]
+    command = [sys.executable, "-c", WITHOUT_WAITING, str(SCRIPT), "--depth", "8", "--device", mr.get_device(), *options]
     return subprocess.run(command, cwd=folder, env=variables, text=True, capture_output=True, check=False)
 
 

@@ -121,11 +121,7 @@ class Library:
 
 def compile_library(code: str, names: tuple[str, ...], scalar: np.dtype, instruments: Instruments | None = None) -> Library:
     """The kernels of some name expressions, from the cache or compiled now."""
-    # The runtimes first: the kernels' symbols are found in them.
-    for sources in (_RUNTIME, *([instruments.runtime] if instruments else [])):
-        runtime = ctypes.CDLL(str(_runtime(sources)), mode=ctypes.RTLD_GLOBAL)
-    if not instruments:
-        runtime.minires_run.restype = ctypes.c_int64
+    runtime = load_runtime(instruments)  # first: the kernels' symbols are found in it
     path = build(code, names, scalar, instruments)
     library, loaded, texts = Library(path, runtime), ctypes.CDLL(str(path)), source.find_kernels(code)
     for i, name in enumerate(names):
@@ -139,6 +135,13 @@ def compile_library(code: str, names: tuple[str, ...], scalar: np.dtype, instrum
         ]
         library.kernels[name] = source.Signature(source.named(name, code), tuple(parameters)), kernel
     return library
+
+
+def load_runtime(instruments: Instruments | None = None) -> ctypes.CDLL:
+    """What runs all kernels of a process, or those that are watched."""
+    runtime = ctypes.CDLL(str(_runtime(_RUNTIME)), mode=ctypes.RTLD_GLOBAL)
+    runtime.minires_run.restype = ctypes.c_int64
+    return ctypes.CDLL(str(_runtime(instruments.runtime)), mode=ctypes.RTLD_GLOBAL) if instruments else runtime
 
 
 def build(code: str, names: tuple[str, ...], scalar: np.dtype, instruments: Instruments | None = None) -> Path:
@@ -257,7 +260,6 @@ _SHARED = ["-shared", "-undefined", "dynamic_lookup"] if sys.platform == "darwin
 
 @functools.cache
 def _runtime(sources: tuple[Path, ...]) -> Path:
-    """The library that all kernels of a process share."""
     compiler = _compiler()
     texts = [p.read_text() for p in (*sources, *sorted({*sources[0].parent.glob("*.h"), *_HERE.glob("*.h")}))]
     options = ["-std=c++17", "-O2", "-fPIC", "-pthread", "-w", *_unsanitized_flags(), *_SHARED]

@@ -7,6 +7,7 @@ import ctypes
 import dataclasses
 import json
 import math
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -25,9 +26,13 @@ from .requests import requests_of
 _KINDS = "load", "store", "atomic"
 
 
-_AT_ONCE = 1_000_000  # accesses that are counted together
-_SIZES = {"at": np.uint64, "pc": np.uint32, "thread": np.uint32, "bytes": np.uint32, "shared": np.uint8, "kind": np.uint8}
-_TOUCH = np.dtype([*_SIZES.items()], align=True)  # as trace.cpp has it
+_AT_ONCE = 2_000_000  # accesses that are counted together
+_TOUCH = np.dtype([("at", np.int64), ("thread", np.int64)])  # as trace.cpp has it
+
+
+class _Site(ctypes.Structure):  # as trace.cpp has it
+    _sizes = ((name, ctypes.c_uint64) for name in ("shared", "kind", "count"))
+    _fields_ = (("pc", ctypes.c_uint32), ("bytes", ctypes.c_uint32), *_sizes, ("touched", ctypes.c_void_p))
 
 
 class Counters:
@@ -69,30 +74,29 @@ class Counters:
         wanted = total if self._blocks is None else min(self._blocks, total)
         chosen = np.unique(np.linspace(0, total - 1, wanted).astype(int)).tolist()
         found: dict[tuple, Access] = {}
-        traces: list[np.ndarray] = []
+        sites: dict[tuple, list[np.ndarray]] = defaultdict(list)  # what each block has touched there
+        touched, rows = 0, (_Site * 4096)()
         for which in chosen:
-            touched = ctypes.c_void_p()
-            n, report = launch.run(library.runtime.minires_trace, ctypes.c_uint(which), ctypes.byref(touched))
+            n, report = launch.run(library.runtime.minires_trace, ctypes.c_uint(which), rows, ctypes.c_uint64(len(rows)))
             if n < 0:
                 raise DeviceError(launch.describe(report))
-            traces.append(np.frombuffer(ctypes.string_at(touched, n * _TOUCH.itemsize), _TOUCH))
-            if which == chosen[-1] or sum(map(len, traces)) > _AT_ONCE:
-                self._add(found, library.path, traces)
-                traces = []
+            for row in rows[:n]:
+                touched += row.count
+                trace = np.frombuffer(ctypes.string_at(row.touched, row.count * _TOUCH.itemsize), _TOUCH)
+                sites[row.pc, row.bytes, row.shared, row.kind].append(trace)
+            if which == chosen[-1] or touched > _AT_ONCE:
+                self._add(found, library.path, sites)
+                sites.clear()
+                touched = 0
         return sorted(found.values(), key=lambda a: (a.file, a.line, a.space, a.kind)), len(chosen)
 
-    def _add(self, found: dict[tuple, Access], path: Path, traces: list[np.ndarray]) -> None:
-        """Count what some blocks have touched."""
-        trace, lengths = np.concatenate(traces), list(map(len, traces))
-        threads = trace["thread"] + 1024 * np.repeat(np.arange(len(traces)), lengths)  # those of two blocks share no warp
-        sites = trace["pc"].astype(np.uint64) << 32 | trace["bytes"] << 3 | trace["shared"] << 2 | trace["kind"]
-        order = np.argsort(sites, kind="stable")
-        threads, at, begins = threads[order], trace["at"][order], np.flatnonzero(np.diff(sites[order], prepend=0))
-        self._find_lines(path, trace["pc"][order[begins]].tolist())
-        for begin, end in zip(begins, [*begins[1:], len(order)], strict=True):
-            _, pc, _, size, shared, kind = trace[order[begin]].item()
+    def _add(self, found: dict[tuple, Access], path: Path, sites: dict[tuple, list[np.ndarray]]) -> None:
+        self._find_lines(path, [pc for pc, *_ in sites])
+        for (pc, size, shared, kind), traces in sorted(sites.items()):
             key = *self._lines[path, pc], "shared" if shared else "global", _KINDS[kind], size
-            found.setdefault(key, Access(*key)).count(requests_of(threads[begin:end], at[begin:end]))
+            threads = np.concatenate([trace["thread"] + 1024 * i for i, trace in enumerate(traces)])  # no warp of two blocks
+            places = requests_of(threads, np.concatenate([trace["at"] for trace in traces]))
+            found.setdefault(key, Access(*key)).count(places)
 
     def _find_lines(self, path: Path, addresses: list[int]) -> None:
         if unknown := sorted({pc for pc in addresses if (path, pc) not in self._lines}):

@@ -1,35 +1,46 @@
 // Writes down what the lanes of one block touch; counters.py makes counts of it.
+#include <map>
+#include <tuple>
+
 #include "engine.h"
 
 namespace {
 
 using namespace watch;
 
-struct Touch {  // as counters.py has it
-    uint64_t at;  // in its array, which begins at a multiple of 128 bytes
-    uint32_t pc, thread, bytes;
-    uint8_t shared, kind;  // 0 load, 1 store, 2 atomic
+struct Touch {  // where in its array, which begins at a multiple of 128 bytes, and by which thread of the block
+    uint64_t at, thread;
+};
+struct Site {  // the accesses of one instruction, in their order, as counters.py has it
+    uint32_t pc, bytes;
+    uint64_t shared, kind, count;  // 0 load, 1 store, 2 atomic
+    const Touch* touched;
 };
 
 struct Trace : Observer {
-    std::vector<Touch> touched;
+    std::map<std::tuple<uint32_t, uint32_t, bool, int>, std::vector<Touch>> sites;
     void access(const Access& a) override {
-        const uint8_t shared = a.array->number < 0, kind = a.atomic ? 2 : a.writes ? 1 : 0;
-        const uint64_t at = a.address - a.array->base;
-        if (a.inside) touched.push_back({at, a.pc, block->running, uint32_t(a.bytes), shared, kind});
+        if (!a.inside) return;
+        const int kind = a.atomic ? 2 : a.writes ? 1 : 0;
+        sites[{a.pc, uint32_t(a.bytes), a.array->number < 0, kind}].push_back({uint64_t(a.address - a.array->base), block->running});
     }
 };
 
 }  // namespace
 
-// How many accesses the block has done, which lie at *touched until the next call; -1 where it stopped, and *result says why.
-extern "C" int64_t minires_trace(const minires_kernel* kernel, const unsigned* grid_and_block, uint64_t shared_bytes, void** args,
-                                 const Region* regions, uint64_t count, unsigned which, const Touch** touched, Report* result) {
+// Writes down each site, at most `capacity`, whose touches stay until the next call, and returns how many there are; -1 where
+// the block stopped, and *result then says why.
+extern "C" int minires_trace(const minires_kernel* kernel, const unsigned* grid_and_block, uint64_t shared_bytes, void** args,
+                             const Region* regions, uint64_t count, unsigned which, Site* rows, uint64_t capacity, Report* result) {
     static Trace trace;
     checks = 0;
     report = result;
-    trace.touched.clear();
+    trace.sites.clear();
     if (run(trace, kernel, grid_and_block, shared_bytes, args, {regions, regions + count}, {which}, FORWARD, 0)) return -1;
-    *touched = trace.touched.data();
-    return int64_t(trace.touched.size());
+    uint64_t n = 0;
+    for (const auto& [key, touched] : trace.sites) {
+        const auto [pc, bytes, shared, kind] = key;
+        if (n < capacity) rows[n++] = {pc, bytes, shared, uint64_t(kind), touched.size(), touched.data()};
+    }
+    return int(n);
 }
