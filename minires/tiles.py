@@ -29,6 +29,7 @@ NUMBERS: dict[str, tuple[Any, Any]] = {  # of the cuda device, of the cpu device
     "gemm": (((64, 64, 16, 8, 8),), (*((64, n, 32, 8, 32) for n in (128, 96, 64, 32)), (64, 16, 32, 16, 16))),
     "columns": (8, 64),  # that a block adds up, or more if a thread would have fewer than 8 rows: 8 floats are a sector
     "column_run": (1, 64),  # neighbours of them that a thread has
+    "rows": (4, 16),  # of a chunk that a thread adds up, at least: to put threads and chunks together takes longer
     "sgd": ((1, 256), (4096, 1)),  # neighbours a thread takes at a time; threads of a block, each with 2 KB of pointers
     "blocks": (512, 32),  # wanted of what can be cut into any number; it is the same for any number of processors
 }
@@ -116,13 +117,11 @@ def gemm(m: int, n: int, k: int, transposed: bool) -> Launch:
 
 
 def columns(m: int, c: int, kernel: str, *options: bool) -> Launch:
-    """To add up the columns of an m x c matrix; besides, the columns of a block and the rows of a chunk, grid[1] of them.
-
-    A thread of a chunk has at least 4 rows, so that its sums take longer than to put them together."""
+    """To add up the columns of an m x c matrix; besides, the columns of a block and the rows of a chunk, grid[1] of them."""
     now, run = table(), _run_of(c, table().column_run)
     wide = min(max(now.columns, 1 << (8 * now.threads * run // m).bit_length() >> 1), 256)  # Strip::MOST of common.cuh
     strips = -(-c // wide)
-    rows = max(-(-m // max(now.blocks // strips, 1)), 16, 4 * now.threads * run // wide)
+    rows = max(-(-m // max(now.blocks // strips, 1)), now.rows * max(now.threads * run // wide, 1))
     return _named(kernel, run, *options), (strips, -(-m // rows)), (now.threads,), wide, rows
 
 

@@ -7,11 +7,7 @@ import minires as mr
 from minires import device, tiles
 
 SHAPES = [(2, 1, 1, 3), (1, 3, 3, 5), (4, 8, 8, 16), (3, 7, 5, 2), (2, 2, 2, 300)]
-SHAPES += [
-    (9, 13, 11, 1),
-    (5, 9, 11, 12),
-    (3, 5, 9, 64),
-]  # of several chunks, the last of fewer rows; of more than a block takes
+SHAPES += [(9, 13, 11, 1), (5, 9, 11, 12), (3, 5, 9, 64)]  # of several chunks, the last of fewer rows
 
 
 def make(rng, shape, dtype, offset=0.0):
@@ -24,11 +20,12 @@ def make(rng, shape, dtype, offset=0.0):
 
 @pytest.fixture(params=[("cuda", 256), ("cuda", 96), ("cpu", 1)], ids=str)
 def sizes(request, monkeypatch):
-    """The numbers of each device's table but for few chunks, and a block in which columns and threads do not come out even."""
+    """The numbers of each device's table but for few, small chunks, and a block whose columns and threads do not come out even."""
     tiling, threads = request.param
     monkeypatch.setattr(device.current(), "tiling", tiling)
     monkeypatch.setattr(tiles.TABLES[tiling], "threads", threads)
     monkeypatch.setattr(tiles.TABLES[tiling], "blocks", 64)
+    monkeypatch.setattr(tiles.TABLES[tiling], "rows", 1 if tiling == "cuda" else 16)
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)

@@ -35,7 +35,7 @@ def asked(monkeypatch) -> list[int]:
 def test_whatever_the_sizes_what_is_kept_is_bounded(rng, asked):
     pool, alive, most = memory.Pool(most=2), [], 0
     for _ in range(3000):
-        alive.append(pool.empty((int(rng.integers(1, 100_000)),), np.float32))
+        alive.append(pool.empty((int(rng.integers(1, 100_000)),), np.dtype(np.float32)))
         in_use = sum(a.nbytes for a in alive)
         most = max(most, pool.used)
         assert in_use <= pool.used <= 2.26 * in_use + 64 * len(alive)  # rounded by an eighth, or of twice the size
