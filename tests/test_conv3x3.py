@@ -11,7 +11,7 @@ GEOMETRIES = [  # batch, in and out channels, image, kernel, stride, padding
     (2, 3, 16, (32, 32), (3, 3), (1, 1), (1, 1)),  # whose input gradient has no whole vectors
     (3, 16, 16, (9, 33), (3, 3), (1, 1), (1, 1)),  # one column more than a tile: it has neighbours in both directions
     (2, 16, 16, (31, 30), (3, 3), (1, 1), (2, 0)),
-    (3, 64, 64, (8, 9), (3, 3), (1, 1), (1, 1)),
+    (1, 64, 64, (8, 9), (3, 3), (1, 1), (1, 1)),
     (2, 16, 16, (33, 31), (3, 3), (2, 2), (1, 1)),
     (1, 64, 64, (17, 18), (3, 3), (2, 2), (1, 1)),
     (2, 12, 20, (11, 19), (3, 3), (1, 1), (1, 1)),  # channels that are no power of two

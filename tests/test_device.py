@@ -1,6 +1,7 @@
 """The device layer: CUDA's built-ins, launches and their errors, and how kernels are compiled."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -276,11 +277,18 @@ def cache_of(folder: Path) -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in (folder / "minires").rglob("*") if path.is_file()}
 
 
+@pytest.fixture(scope="module")
+def filled_cache(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cache")
+    assert python(ONE_KERNEL, XDG_CACHE_HOME=str(folder)).wait() == 0
+    return folder
+
+
 @pytest.mark.no_late
 @pytest.mark.parametrize("damage", ["cut off", "text", "another bit"])
-def test_a_damaged_cache_is_compiled_anew(tmp_path, damage):
+def test_a_damaged_cache_is_compiled_anew(filled_cache, tmp_path, damage):
     """What a full disk or a killed copy leaves would kill the process that loads it."""
-    assert python(ONE_KERNEL, XDG_CACHE_HOME=str(tmp_path)).wait() == 0
+    shutil.copytree(filled_cache, tmp_path, dirs_exist_ok=True)
     whole = cache_of(tmp_path)
     assert len(whole) == 2  # the kernel, and the runtime that kernels share
     for library, data in whole.items():

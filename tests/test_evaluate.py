@@ -219,6 +219,17 @@ def test_the_shipped_network_is_what_its_metrics_say():
     assert evaluate.WEIGHTS.stat().st_size < 1.2e6
 
 
+@pytest.mark.no_late
+def test_the_shipped_network_on_real_images(cifar_dir, tmp_path, monkeypatch, capsys):
+    """The command without a name, on a tenth of the images."""
+    load = mr.cifar.load
+    monkeypatch.setattr(mr.cifar, "load", lambda folder: load(folder, download=False).first(None, 1000))
+    monkeypatch.setattr(sys, "argv", ["evaluate.py", "--data-dir", str(cifar_dir), "--picture", str(tmp_path / "p.png")])
+    evaluate.main()
+    found = re.search(r"the 1,000 test images of cifar10\naccuracy ([\d.]+)%", capsys.readouterr().out)
+    assert abs(float(found[1]) - 92.4) < 2
+
+
 def test_the_shipped_network_knows_the_cat(tmp_path):
     result = run("classify.py", str(EXAMPLES / "results" / "cat.jpg"), folder=tmp_path)
     assert re.search(r"cat.jpg:  cat [\d.]+%, \w+ [\d.]+%, \w+ [\d.]+%$", result.stdout), result.stdout + result.stderr

@@ -140,7 +140,7 @@ def test_two_runs_into_one_folder(tmp_path):
 
 @pytest.mark.no_late
 def test_real_data(cifar_dir, tmp_path):
-    sizes = ["--train-size", "1000", "--test-size", "500", "--epochs", "5", "--batch-size", "50"]
+    sizes = ["--train-size", "1000", "--test-size", "400", "--epochs", "3", "--batch-size", "25"]
     result = train(tmp_path, "--data-dir", str(cifar_dir.resolve()), *sizes, "--out", "run")
     assert result.returncode == 0, result.stderr
     last = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])

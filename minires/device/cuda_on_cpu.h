@@ -19,7 +19,6 @@
 #include <time.h>
 
 #include <type_traits>
-#include <utility>
 
 // The language: qualifiers, vector types, math
 
@@ -125,9 +124,7 @@ template <class A> static inline A argument(void* at) {  // a reference is given
     if constexpr (std::is_reference_v<A>) return **static_cast<std::remove_reference_t<A>**>(at);
     else return *static_cast<A*>(at);
 }
-template <class... A, size_t... I> static inline void call(void (*f)(A...), void** args, std::index_sequence<I...>) {
-    f(argument<A>(args[I])...);
-}
+template <class... A> struct Call { Call(void (*f)(A...), A... a) { f(a...); } };  // arguments in {} are evaluated in order
 
 template <auto K> struct Kernel;
 template <class... A, void (*K)(A...)> struct Kernel<K> {
@@ -145,9 +142,9 @@ template <class... A, void (*K)(A...)> struct Kernel<K> {
                     if (minires_now.are_fibers_) return;
                 }
     }
-    static void call_one(void** args) { call(one, args, std::index_sequence_for<A...>{}); }
+    static void call_one(void** args) { Call<A...>{one, argument<A>(*args++)...}; }
     static void call_all(void** args) {
-        if constexpr (!is_watched) call(all, args, std::index_sequence_for<A...>{});
+        if constexpr (!is_watched) Call<A...>{all, argument<A>(*args++)...};
     }
     static minires_state* state() {
         minires_now = {&threadIdx, &blockIdx, &gridDim, &blockDim, false, nullptr};
