@@ -68,7 +68,10 @@ def check_channels(operation: str, x: Tensor, weight: Tensor) -> None:
     raise ValueError(f"{operation}: x has {c} channels but weight takes {wanted}: shapes {x.shape} and {weight.shape}{hint}")
 
 
-def pair_of(operation: str, name: str, value: int | tuple[int, int], least: int) -> tuple[int, int]:
+Pair = int | tuple[int, int]  # of both axes, or (vertical, horizontal)
+
+
+def pair_of(operation: str, name: str, value: Pair, least: int) -> tuple[int, int]:
     """`value`, an integer or a pair of them, as a pair. Raises TypeError, or ValueError where one is below `least`."""
     pair = (value, value) if isinstance(value, (int, np.integer)) else tuple(value) if isinstance(value, (tuple, list)) else ()
     if len(pair) != 2 or not all(isinstance(v, (int, np.integer)) and not isinstance(v, bool) for v in pair):

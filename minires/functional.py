@@ -13,6 +13,7 @@ import numpy as np
 
 from . import device, tiles
 from .arguments import (
+    Pair,
     check_channels,
     check_filled,
     check_range,
@@ -111,12 +112,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def conv2d(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    stride: int | tuple[int, int] = 1,
-    padding: int | tuple[int, int] = 0,
-    algorithm: str = "auto",
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Pair = 1, padding: Pair = 0, algorithm: str = "auto"
 ) -> Tensor:
     """Cross-correlation of images with filters.
 
@@ -401,12 +397,7 @@ def shortcut(x: Tensor, out_channels: int, stride: int = 1) -> Tensor:
     return record("shortcut", y, (x,), backward, adds=True)
 
 
-def avg_pool2d(
-    x: Tensor,
-    kernel_size: int | tuple[int, int],
-    stride: int | tuple[int, int] | None = None,
-    padding: int | tuple[int, int] = 0,
-) -> Tensor:
+def avg_pool2d(x: Tensor, kernel_size: Pair, stride: Pair | None = None, padding: Pair = 0) -> Tensor:
     """The mean of each window, zeros of the padding counted; `stride` is kernel_size when left out.
 
     x is (N, H, W, C); the result is (N, OH, OW, C), sized as by conv2d. Raises ValueError where the padding is more

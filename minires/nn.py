@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from . import device, functional
-from .arguments import check_counts, check_range, pair_of
+from .arguments import Pair, check_counts, check_range, pair_of
 from .checkpoint import channels_first, channels_last
 from .tensor import Tensor
 
@@ -109,13 +109,7 @@ class Conv2d(Module):
     """
 
     def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: int | tuple[int, int],
-        stride: int | tuple[int, int] = 1,
-        padding: int | tuple[int, int] = 0,
-        bias: bool = False,
+        self, in_channels: int, out_channels: int, kernel_size: Pair, stride: Pair = 1, padding: Pair = 0, bias: bool = False
     ) -> None:
         kernel = pair_of("Conv2d", "kernel_size", kernel_size, 1)
         check_counts("Conv2d", in_channels=in_channels, out_channels=out_channels)
@@ -167,12 +161,7 @@ class ReLU(Module):
 class AvgPool2d(Module):
     """functional.avg_pool2d of (N, H, W, C); the stride is the kernel's size unless given."""
 
-    def __init__(
-        self,
-        kernel_size: int | tuple[int, int],
-        stride: int | tuple[int, int] | None = None,
-        padding: int | tuple[int, int] = 0,
-    ) -> None:
+    def __init__(self, kernel_size: Pair, stride: Pair | None = None, padding: Pair = 0) -> None:
         self.kernel_size, self.stride, self.padding = kernel_size, stride, padding
 
     def forward(self, x: Tensor) -> Tensor:
