@@ -24,8 +24,6 @@ from .engine import INSTRUMENTS, WatchedLaunch, source_lines
 from .requests import requests_of
 
 _KINDS = "load", "store", "atomic"
-
-
 _AT_ONCE = 2_000_000  # accesses that are counted together
 _TOUCH = np.dtype([("at", np.int64), ("thread", np.int64)])  # as trace.cpp has it
 
@@ -75,12 +73,12 @@ class Counters:
         chosen = np.unique(np.linspace(0, total - 1, wanted).astype(int)).tolist()
         found: dict[tuple, Access] = {}
         sites: dict[tuple, list[np.ndarray]] = defaultdict(list)  # what each block has touched there
-        touched, rows = 0, (_Site * 4096)()
+        touched, rows = 0, ctypes.c_void_p()
         for which in chosen:
-            n, report = launch.run(library.runtime.minires_trace, ctypes.c_uint(which), rows, ctypes.c_uint64(len(rows)))
+            n, report = launch.run(library.runtime.minires_trace, ctypes.c_uint(which), ctypes.byref(rows))
             if n < 0:
                 raise DeviceError(launch.describe(report))
-            for row in rows[:n]:
+            for row in (_Site * n).from_address(rows.value or 0):
                 touched += row.count
                 trace = np.frombuffer(ctypes.string_at(row.touched, row.count * _TOUCH.itemsize), _TOUCH)
                 sites[row.pc, row.bytes, row.shared, row.kind].append(trace)

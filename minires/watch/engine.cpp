@@ -177,7 +177,6 @@ static void run_block() {
     }
     minires::run(*block, block_number);
     watching = false;
-    observer->end_block();
 }
 
 int run(Observer& by, const minires_kernel* kernel, const unsigned* grid_and_block, uint64_t shared_bytes, void** args,

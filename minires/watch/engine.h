@@ -46,7 +46,6 @@ struct Observer {
     virtual void added(const Array&) {}  // a shared array of the running block; it comes after the arguments
     virtual void access(const Access&) = 0;
     virtual void all_wait() {}  // no thread of the block can go on before a barrier or a warp primitive is released
-    virtual void end_block() {}
 };
 
 extern std::vector<Array> arrays;  // the arguments, then the shared arrays of the running block

@@ -19,6 +19,7 @@ struct Site {  // the accesses of one instruction, in their order, as counters.p
 
 struct Trace : Observer {
     std::map<std::tuple<uint32_t, uint32_t, bool, int>, std::vector<Touch>> sites;
+    std::vector<Site> rows;
     void access(const Access& a) override {
         if (!a.inside) return;
         const int kind = a.atomic ? 2 : a.writes ? 1 : 0;
@@ -28,19 +29,19 @@ struct Trace : Observer {
 
 }  // namespace
 
-// Writes down each site, at most `capacity`, whose touches stay until the next call, and returns how many there are; -1 where
-// the block stopped, and *result then says why.
+// How many sites there are, which lie at *sites until the next call; -1 where the block stopped, and *result then says why.
 extern "C" int minires_trace(const minires_kernel* kernel, const unsigned* grid_and_block, uint64_t shared_bytes, void** args,
-                             const Region* regions, uint64_t count, unsigned which, Site* rows, uint64_t capacity, Report* result) {
+                             const Region* regions, uint64_t count, unsigned which, const Site** sites, Report* result) {
     static Trace trace;
     checks = 0;
     report = result;
     trace.sites.clear();
+    trace.rows.clear();
     if (run(trace, kernel, grid_and_block, shared_bytes, args, {regions, regions + count}, {which}, FORWARD, 0)) return -1;
-    uint64_t n = 0;
     for (const auto& [key, touched] : trace.sites) {
         const auto [pc, bytes, shared, kind] = key;
-        if (n < capacity) rows[n++] = {pc, bytes, shared, uint64_t(kind), touched.size(), touched.data()};
+        trace.rows.push_back({pc, bytes, shared, uint64_t(kind), touched.size(), touched.data()});
     }
-    return int(n);
+    *sites = trace.rows.data();
+    return int(trace.rows.size());
 }
