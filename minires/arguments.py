@@ -28,7 +28,7 @@ def check_counts(where: str, **counts: int) -> None:
 
 
 def check_tensors(operation: str, **tensors: Tensor | None) -> None:
-    """Raise TypeError where one is no tensor, is on another device, or has another dtype than the first."""
+    """Raise TypeError where one is no tensor, or of another device or dtype than the first, ValueError where one is empty."""
     given = {name: t for name, t in tensors.items() if t is not None}
     first, *_ = given.items()
     for name, tensor in given.items():
@@ -38,15 +38,15 @@ def check_tensors(operation: str, **tensors: Tensor | None) -> None:
             raise TypeError(f"{operation}: {name} is not on the current device, {device.get_device()}")
         if tensor.dtype != first[1].dtype:
             raise TypeError(f"{operation}: {first[0]} is {first[1].dtype} but {name} is {tensor.dtype}")
+        if 0 in tensor.shape:
+            raise ValueError(f"{operation}: {name} is empty, its shape is {tensor.shape}")
     note_used(*given.values())
 
 
 def check_rank(operation: str, name: str, tensor: Tensor, axes: str) -> None:
-    """Raise ValueError where a tensor does not have these axes, "N, H, W, C", or has no elements."""
+    """Raise ValueError where a tensor does not have these axes, "N, H, W, C"."""
     if len(tensor.shape) != len(axes.split(", ")):
         raise ValueError(f"{operation}: {name} must have the shape ({axes}), got {tensor.shape}")
-    if 0 in tensor.shape:
-        raise ValueError(f"{operation}: {name} is empty, its shape is {tensor.shape}")
 
 
 def check_shape(operation: str, name: str, tensor: Tensor | None, shape: tuple[int, ...], why: str) -> None:
@@ -87,12 +87,6 @@ def out_size(operation: str, image: tuple, kernel: tuple, stride: tuple, padding
     if kernel[0] > padded[0] or kernel[1] > padded[1]:
         raise ValueError(f"{operation}: the kernel {kernel} is larger than the padded image {padded}")
     return tuple((i - k) // s + 1 for i, k, s in zip(padded, kernel, stride, strict=True))
-
-
-def check_filled(operation: str, x: Tensor) -> None:
-    """Raise ValueError where a tensor has no elements."""
-    if 0 in x.shape:
-        raise ValueError(f"{operation}: the tensor is empty, its shape is {x.shape}")
 
 
 # Labels

@@ -35,7 +35,8 @@ class SGD:
         self.momentum, self.weight_decay, self.nesterov = momentum, weight_decay, nesterov
         self._rates: dict[np.dtype, Any] = {}  # the rate on the device
         self.lr = lr
-        self.velocities = [_zeros_like(p) if momentum else None for p in self.params]
+        zeros = device.current().filled
+        self.velocities = [zeros(p.shape, p.dtype, 0) if momentum else None for p in self.params]
 
     @property
     def lr(self) -> float:
@@ -89,10 +90,6 @@ class SGD:
         name, grid, block = tiles.sgd(len(chosen), max(counts))
         arrays = weights, gradients, velocities, sizes[()], rate
         device.launch(name, grid, block, *arrays, self.momentum, self.weight_decay, self.nesterov)
-
-
-def _zeros_like(p: Tensor) -> Any:
-    return device.current().to_device(np.zeros(p.shape, p.dtype))
 
 
 class Schedule:

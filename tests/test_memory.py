@@ -5,6 +5,7 @@ import pytest
 from steps import training_step
 
 import minires as mr
+from minires import device
 from minires.device import memory
 
 
@@ -58,7 +59,9 @@ def test_arrays_do_not_overlap_and_begin_with_a_line_of_the_cache(rng):
 
 
 @pytest.mark.parametrize("wrap", [lambda step: step, mr.graph], ids=["eager", "recorded"])
-def test_a_training_step_asks_the_system_for_nothing(wrap, asked):
+def test_a_training_step_asks_the_system_for_nothing(wrap, asked, monkeypatch):
+    now = device.current()
+    monkeypatch.setattr(now, "pool", now.new_pool(most=2))  # without what other tests have left
     net = mr.resnet.resnet(8)
     step = wrap(training_step(net, mr.optim.SGD(net.parameters(), 0.1, momentum=0.9)))
     loader = mr.cifar.Loader(mr.cifar.synthetic(48, 1).train, 16, train=True)
