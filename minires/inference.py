@@ -14,8 +14,8 @@ def conv_bn_relu(conv: Conv2d, bn: BatchNorm2d, x: Tensor, residual: Tensor | No
     x is (N, H, W, C), residual has the result's shape. See kernels/conv3x3.cu. Raises what conv and bn.relu raise.
     """
     *kernel, c, o = conv.weight.shape
-    serves = conv.bias is None and tiles.serves((*kernel, *conv.stride, *conv.padding), c, o)
-    if bn.training or is_grad_enabled() or not serves:
+    is_plain = bn.training or is_grad_enabled() or conv.bias is not None
+    if is_plain or not tiles.serves((*kernel, *conv.stride, *conv.padding), c, o):
         return bn.relu(conv(x), residual)
     h, w, _, _, oh, ow, *_ = convolution_geometry(x, conv.weight, None, conv.stride, conv.padding)
     y = Tensor.wrap(device.current().empty((x.shape[0], oh, ow, o), x.dtype))

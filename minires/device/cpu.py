@@ -121,7 +121,11 @@ class Library:
 
 def compile_library(code: str, names: tuple[str, ...], scalar: np.dtype, instruments: Instruments | None = None) -> Library:
     """The kernels of some name expressions, from the cache or compiled now."""
-    runtime = load_runtime(instruments)  # first: the kernels' symbols are found in it
+    # The runtimes first: the kernels' symbols are found in them.
+    for sources in (_RUNTIME, *([instruments.runtime] if instruments else [])):
+        runtime = ctypes.CDLL(str(_runtime(sources)), mode=ctypes.RTLD_GLOBAL)
+    if not instruments:
+        runtime.minires_run.restype = ctypes.c_int64
     path = build(code, names, scalar, instruments)
     library, loaded, texts = Library(path, runtime), ctypes.CDLL(str(path)), source.find_kernels(code)
     for i, name in enumerate(names):
@@ -135,13 +139,6 @@ def compile_library(code: str, names: tuple[str, ...], scalar: np.dtype, instrum
         ]
         library.kernels[name] = source.Signature(source.named(name, code), tuple(parameters)), kernel
     return library
-
-
-def load_runtime(instruments: Instruments | None = None) -> ctypes.CDLL:
-    """What runs all kernels of a process, or those that are watched."""
-    runtime = ctypes.CDLL(str(_runtime(_RUNTIME)), mode=ctypes.RTLD_GLOBAL)
-    runtime.minires_run.restype = ctypes.c_int64
-    return ctypes.CDLL(str(_runtime(instruments.runtime)), mode=ctypes.RTLD_GLOBAL) if instruments else runtime
 
 
 def build(code: str, names: tuple[str, ...], scalar: np.dtype, instruments: Instruments | None = None) -> Path:
@@ -260,6 +257,7 @@ _SHARED = ["-shared", "-undefined", "dynamic_lookup"] if sys.platform == "darwin
 
 @functools.cache
 def _runtime(sources: tuple[Path, ...]) -> Path:
+    """The library that all kernels of a process share."""
     compiler = _compiler()
     texts = [p.read_text() for p in (*sources, *sorted({*sources[0].parent.glob("*.h"), *_HERE.glob("*.h")}))]
     options = ["-std=c++17", "-O2", "-fPIC", "-pthread", "-w", *_unsanitized_flags(), *_SHARED]
@@ -393,11 +391,12 @@ class CpuDevice:
 
     def filled(self, shape: tuple[int, ...], dtype: np.dtype, value: float) -> np.ndarray:
         """An array of device memory with one value everywhere."""
-        return self._write(self.empty(shape, dtype), np.full(shape, value, dtype))
+        return self._write(self.empty(shape, dtype), value)
 
     def fill(self, target: np.ndarray, value: float) -> None:
         """Set every element of a device array."""
-        self.assign(target, np.full_like(target, value))
+        source.forbid_while_recording(self)
+        self._write(target, value)
 
     def assign(self, target: np.ndarray, values: np.ndarray) -> None:
         """Copy an array of the host or the device into a device array of the same shape and dtype."""
@@ -405,7 +404,7 @@ class CpuDevice:
             source.forbid_while_recording(self)
         self._write(target, values)
 
-    def _write(self, target: np.ndarray, values: np.ndarray) -> np.ndarray:
+    def _write(self, target: np.ndarray, values: np.ndarray | float) -> np.ndarray:
         if self._tracker:
             self._tracker.written(target)
         self._do(functools.partial(np.copyto, target, values))

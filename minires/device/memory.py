@@ -71,8 +71,13 @@ class _Memory:
         self._pool.put(self._block)
 
 
-def is_device_memory(array: Any) -> bool:
-    """Whether an array's memory is a pool's."""
+def owner_of(array: Any) -> Any:
+    """What an array's memory belongs to, whatever views lie between; None where it is NumPy's own."""
     while isinstance(array, np.ndarray):
         array = array.base
-    return isinstance(array, _Memory)
+    return array
+
+
+def is_device_memory(array: Any) -> bool:
+    """Whether an array's memory is a pool's."""
+    return isinstance(owner_of(array), _Memory)

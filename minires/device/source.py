@@ -86,10 +86,10 @@ def spaces(text: str) -> str:
 def closing(code: str, begin: int) -> int:
     """The place behind the bracket that closes the one at `begin`; the end of the code where none does."""
     depth = 0
-    for i in range(begin, len(code)):
-        depth += (code[i] in "([{") - (code[i] in ")]}")
+    for bracket in re.finditer(r"[()\[\]{}]", code[begin:]):
+        depth += 1 if bracket[0] in "([{" else -1
         if depth == 0:
-            return i + 1
+            return begin + bracket.end()
     return len(code)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..device.cpu import CpuDevice, Library, compile_library
+from ..device.memory import owner_of
 from ..device.source import DeviceError
 from .display import lines_of
 from .engine import INSTRUMENTS, WatchedLaunch, cell_of
@@ -56,10 +57,7 @@ class Tracker:
 
     def find(self, array: np.ndarray) -> np.ndarray | None:
         """A view of what is known of the array's bytes; None where the device did not hand it out."""
-        owner: Any = array
-        while isinstance(owner, np.ndarray):
-            owner = owner.base
-        if not isinstance(owner, _Tracked):
+        if not isinstance(owner := owner_of(array), _Tracked):
             return None
         begin = array.__array_interface__["data"][0] - owner.memory.ctypes.data
         return owner.written[begin : begin + array.nbytes]

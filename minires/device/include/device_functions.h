@@ -220,8 +220,8 @@ static inline int __rhadd(int x, int y) { return int(((long long)x + y + 1) >> 1
 static inline unsigned __uhadd(unsigned x, unsigned y) { return unsigned(((unsigned long long)x + y) >> 1); }
 static inline unsigned __urhadd(unsigned x, unsigned y) { return unsigned(((unsigned long long)x + y + 1) >> 1); }
 #define MINIRES_EXTREMES(T, prefix)                                      \
-    static inline T prefix##min(T x, T y) { return x < y ? x : y; }      \
-    static inline T prefix##max(T x, T y) { return x < y ? y : x; }
+    static inline T prefix##min(T x, T y) { return min(x, y); }          \
+    static inline T prefix##max(T x, T y) { return max(x, y); }
 MINIRES_EXTREMES(unsigned, u) MINIRES_EXTREMES(long long, ll) MINIRES_EXTREMES(unsigned long long, ull)
 static inline unsigned short __nv_bswap16(unsigned short x) { return __builtin_bswap16(x); }
 static inline unsigned __nv_bswap32(unsigned x) { return __builtin_bswap32(x); }

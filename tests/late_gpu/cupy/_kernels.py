@@ -22,7 +22,7 @@ from occupancy import compile_with_nvrtc
 
 from minires.device import cuda
 from minires.device.cache import cached
-from minires.device.cpu import Kernel, Library, compile_library, load_runtime
+from minires.device.cpu import Library, compile_library
 from minires.device.source import DeviceError
 
 from . import _arrays, _errors, _queues
@@ -104,7 +104,9 @@ class RawModule:
             # cuda.py gives a header of CuPy's with it, whose place this package has taken
             headers = _real_cupy() / "_core/include/cupy/_cccl/libcudacxx"
             options = *self._options, f"-I{headers}", f"-arch=compute_{_ARCHITECTURE}"
-            return _executable(self._code, self._names, options, scalar)
+            cxx, entries, lowered = _translated(self._code, self._names, options)
+            library = compile_library(cxx, tuple(entries), scalar)
+            return {n: _Function(library, lowered[n], entries[lowered[n]]) for n in self._names}
         code = self._code
         for built_in in (cuda._FIXED_WIDTH, cuda._LIMITS, cuda._SHORT):  # which a C++ compiler has
             code = code.replace(built_in, "")
@@ -112,31 +114,18 @@ class RawModule:
         return {n: _Function(library, n, [_bytes(p) for p in library.kernels[n][0].parameters]) for n in self._names}
 
 
-def _executable(code: str, names: tuple[str, ...], options: tuple[str, ...], scalar: np.dtype) -> dict[str, _Function]:
-    """What NVRTC makes of a source, translated: kept from one process to the next, since each of many takes a second for it."""
+def _translated(code: str, names: tuple[str, ...], options: tuple[str, ...]) -> list[Any]:
+    """What NVRTC makes of a source in C++, the entries and their names: kept from one process to the next, of which there are
+    many."""
 
     def make(path: Path) -> None:
         compiled = compile_with_nvrtc(code, names, options)
         program = ptx.translate(broken(compiled["ptx"]))
-        library = compile_library(program.code, tuple(program.entries), scalar)
-        path.write_text(json.dumps([str(library.path), program.entries, compiled["names"]]))
+        path.write_text(json.dumps([program.code, program.entries, compiled["names"]]))
 
-    runtime, variables = load_runtime(), [os.environ.get(name, "") for name in ("LATE_GPU_BREAK", "CXX", "MINIRES_CXXFLAGS")]
-    parts = [code, *names, *options, *variables, str(nvrtc().getVersion()), *_sources()]
-    while not Path(json.loads((made := cached(parts, make)).read_text())[0]).exists():
-        made.unlink()  # its library has been deleted
-    path, entries, lowered = json.loads(made.read_text())
-    loaded = ctypes.CDLL(path)
-    kernels = {name: (None, Kernel.in_dll(loaded, f"minires_kernel_{i}")) for i, name in enumerate(entries)}
-    library = Library(Path(path), runtime, kernels)
-    return {n: _Function(library, lowered[n], entries[lowered[n]]) for n in names}
-
-
-@functools.cache
-def _sources() -> list[str]:
-    """What else decides what comes of it."""
-    files = Path(ptx.__file__), *sorted(Path(cuda.__file__).parent.rglob("*.[hp]*"))
-    return [ptx.HEADER, *(path.read_text() for path in files)]
+    translator, mistake = Path(ptx.__file__).read_text(), os.environ.get("LATE_GPU_BREAK", "")
+    parts = [code, *names, *options, str(nvrtc().getVersion()), translator, ptx.HEADER, mistake]
+    return json.loads(cached(parts, make).read_text())
 
 
 def broken(text: str) -> str:
